@@ -1,0 +1,77 @@
+"""Python face of the engine: what the control thread of a worker sees.
+
+Thread-safety: ``run`` belongs to the engine thread. Everything else belongs to one control thread.
+Commands are queued and take effect in order; ``flush`` wakes the engine if it sleeps (once per batch).
+A connection is named by an ``int`` handle (slot and generation): commands for one that is gone are ignored.
+"""
+
+from typing import Final, TypeAlias
+
+# Events, each a tuple that begins with its kind and the connection (or listener) handle.
+EVENT_RECORDS: Final[int]         # (kind, conn, listener, data: bytes): complete records, or bytes that cannot be a record
+EVENT_END_OF_FILE: Final[int]     # (kind, conn): FIN in the middle of the handshake
+EVENT_CONTROL_RECORD: Final[int]  # (kind, conn, content_type: int, data: bytes, keys: ConnectionKeys): not application data, not close_notify
+EVENT_INSTALLED: Final[int]       # (kind, conn, backend: "kernel"|"user", reason: str)
+EVENT_CLOSED: Final[int]          # (kind, conn, reason: str, errno: int): the last event of a connection
+EVENT_ACCEPT_PAUSED: Final[int]   # (kind, listener, errno): EMFILE and friends; resumes by itself
+EVENT_UNLISTENED: Final[int]      # (kind, listener)
+EVENT_DRAINED: Final[int]         # (kind, cut: int): no connection is left; cut by the deadline
+EVENT_REKEYED: Final[int]         # (kind, conn, direction: int, errno)
+
+Event: TypeAlias = tuple[object, ...]
+
+# (cipher_suite, tx_secret, rx_secret, resumption_secret): what Python needs to continue a connection it has forgotten
+ConnectionKeys: TypeAlias = tuple[int, bytes, bytes, bytes]
+
+class Engine:
+    def __init__(
+        self,
+        *,
+        cpu: int = -1,                     # pin the engine thread; -1: do not
+        connections_max: int = 65536,
+        record_layer: str = "auto",        # "auto" | "require" | "off"
+        ktls_suites: frozenset[int] = ...,  # cipher suites the kernel was probed to support (kdaemon/ktls.py)
+        ktls_rekey: bool = False,          # kernel >= 6.14, probed
+        deadlines_ms: dict[str, int] = ...,  # handshake, header, body, send, idle, close: named deadlines
+    ) -> None: ...
+    def run(self) -> None:
+        """Runs the loop without the GIL until stop(). Raises OSError if the uring cannot be made."""
+    def event_fd(self) -> int:
+        """eventfd that becomes readable when events() has something (owner: the engine)."""
+    def events(self) -> list[Event]:
+        """Takes all queued events."""
+    def flush(self) -> None: ...
+    def listen(self, listener: int, fd: int) -> None:
+        """Multishot accept on fd; the caller keeps the fd open until EVENT_UNLISTENED."""
+    def unlisten(self, listener: int) -> None: ...
+    def receive(self, conn: int) -> None:
+        """Handshake state: receive until at least one complete record is there -> EVENT_RECORDS. A new connection starts so by itself."""
+    def send(self, conn: int, data: bytes) -> None:
+        """Handshake state: raw bytes to the socket, in order."""
+    def install(
+        self,
+        conn: int,
+        *,
+        cipher_suite: int,
+        tx_key: bytes, tx_iv: bytes, tx_sequence: int, tx_secret: bytes,
+        rx_key: bytes, rx_iv: bytes, rx_sequence: int, rx_secret: bytes,
+        resumption_secret: bytes = b"",
+        leftover: bytes = b"",             # ciphertext received behind the last handshake record: drained in user space before TLS_RX is set
+        service: int = 0,
+        site: int = 0,                     # index the service understands (which root, which limits)
+    ) -> None:
+        """Validate, commit: the connection belongs to the engine from here on -> EVENT_INSTALLED or EVENT_CLOSED.
+        All sends queued before are on the wire first. In "require" mode a connection the kernel cannot take is closed."""
+    def rekey(self, conn: int, direction: int, key: bytes, iv: bytes, secret: bytes) -> None:
+        """direction 0: rx, 1: tx. Answers a KeyUpdate -> EVENT_REKEYED."""
+    def send_control(self, conn: int, content_type: int, data: bytes) -> None:
+        """Established state: one record of another type (KeyUpdate, NewSessionTicket, alert), in order with the data."""
+    def close(self, conn: int, data: bytes = b"") -> None:
+        """Handshake state: send data (an alert record), half-close, linger briefly, close."""
+    def drain(self, deadline_ms: int) -> None:
+        """Stop accepting, finish responses, close idle connections -> EVENT_DRAINED."""
+    def stop(self) -> None:
+        """run() returns after all outstanding operations are joined."""
+    def counters(self) -> dict[str, int]:
+        """Monotonic counters and gauges: connections, accepted, bytes_in, bytes_out, record_layer_kernel, record_layer_user,
+        requests, closed_<reason>, ...; may be read from any thread."""
