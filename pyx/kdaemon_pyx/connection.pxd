@@ -22,6 +22,7 @@ cdef struct File:
     uint8_t* mapping               # kernel record layer only: MAP_SHARED, PROT_READ, or NULL
     uint64_t mapping_size
     void* entry                    # files.pyx's own bookkeeping
+    void (*release)(File* file) noexcept nogil  # called by whoever drops the last reference; set by the file table
 
 ctypedef enum ConnectionState:
     CONNECTION_FREE = 0
@@ -52,10 +53,13 @@ ctypedef enum CloseReason:
     CLOSE_RESOURCES                # no memory, fds or buffers
     CLOSE_REASON_COUNT
 
+# Services read these fields of it: `const Service* service`, `void* service_state`, `uint32_t site`, `RecordLayer record_layer`.
 cdef struct Connection             # defined by connection.pyx's owner below this line in the full file
 
 # One table of functions per service; all noexcept nogil. Registered with the engine by index (the `service` of install()).
 cdef struct Service:
+    # The service's own configuration and tables, the same for all its connections of this engine; owner: the service object.
+    void* context
     # Keys are installed, record layer chosen. Allocate per-connection state into c.service_state. <0: close.
     int (*on_established)(Connection* c) noexcept nogil
     # Plaintext arrived. Return the number of bytes consumed (0..length): what is left is kept by the core (bounded by
