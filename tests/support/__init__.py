@@ -1,0 +1,1 @@
+"""What the tests share: certificates, a real daemon as a subprocess, peers, and waiting with deadlines."""
