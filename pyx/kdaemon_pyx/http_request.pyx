@@ -1,0 +1,624 @@
+"""HTTP/1.1 request parsing (RFC 9112), without Python objects and without allocation.
+
+``parse`` and ``discard`` at the end are for tests and fuzzers: the same functions the engine runs, driven from Python.
+"""
+
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memchr, memcmp, memset
+
+from kdaemon_pyx.http_request cimport (
+    BODY_CHUNKED, BODY_NONE, BODY_SIZED, METHOD_GET, METHOD_HEAD, METHOD_OPTIONS, METHOD_OTHER, PATH_BYTES_MAX,
+    BodyDiscard, HeadScan, HttpLimits, HttpRequest, Slice,
+)
+
+cdef enum:
+    TOKEN = 1          # RFC 9110 section 5.6.2
+    FIELD = 2          # field-vchar, obs-text, SP and HTAB (section 5.5)
+    TARGET = 4         # what a request-target may hold; bytes above 0x7f too, which browsers encode and people do not
+    HOST = 8           # reg-name, IP-literal and the colon of a port (RFC 3986 section 3.2.2)
+
+    LINE_BYTES_OF_CHUNK_MAX = 1024
+    CHUNK_OVERHEAD_FACTOR = 16
+
+cdef enum ChunkState:
+    CHUNK_SIZE = 0
+    CHUNK_SIZE_DIGITS
+    CHUNK_EXTENSION
+    CHUNK_SIZE_LF
+    CHUNK_DATA
+    CHUNK_DATA_CR
+    CHUNK_DATA_LF
+    CHUNK_TRAILER_START
+    CHUNK_TRAILER
+    CHUNK_TRAILER_LF
+    CHUNK_END_LF
+
+cdef uint8_t[256] character_class
+cdef uint8_t[256] lower_case
+
+
+cdef signed char[256] hex_digit
+
+
+cdef void make_tables() noexcept nogil:
+    cdef int c
+    cdef const char* token_punctuation = b"!#$%&'*+-.^_`|~"
+    cdef const char* host_punctuation = b"-._~%!$&'()*+,;=:[]"
+    cdef bint alphanumeric
+    for c in range(256):
+        alphanumeric = (c >= c'0' and c <= c'9') or (c >= c'a' and c <= c'z') or (c >= c'A' and c <= c'Z')
+        character_class[c] = 0
+        if alphanumeric or (c != 0 and memchr(token_punctuation, c, 15) != NULL):
+            character_class[c] |= TOKEN
+        if alphanumeric or (c != 0 and memchr(host_punctuation, c, 19) != NULL):
+            character_class[c] |= HOST
+        if c == c'\t' or (c >= 0x20 and c != 0x7f):
+            character_class[c] |= FIELD
+        if c > 0x20 and c != 0x7f and c != c'#':
+            character_class[c] |= TARGET
+        lower_case[c] = <uint8_t>(c + 32 if c >= c'A' and c <= c'Z' else c)
+        if c >= c'0' and c <= c'9':
+            hex_digit[c] = <signed char>(c - c'0')
+        elif lower_case[c] >= c'a' and lower_case[c] <= c'f':
+            hex_digit[c] = <signed char>(lower_case[c] - c'a' + 10)
+        else:
+            hex_digit[c] = -1
+
+
+make_tables()
+
+
+cdef bint equals_ignoring_case(const uint8_t* data, uint32_t length, const char* lower, uint32_t lower_length) noexcept nogil:
+    cdef uint32_t i
+    if length != lower_length:
+        return False
+    for i in range(length):
+        if lower_case[data[i]] != <uint8_t>lower[i]:
+            return False
+    return True
+
+
+cdef int64_t scan_request_head(
+    const uint8_t* data, uint64_t length, const HttpLimits* limits, HeadScan* scan
+) noexcept nogil:
+    cdef const uint8_t* found
+    cdef uint32_t end
+    cdef uint32_t line_bytes
+    cdef uint32_t line_bytes_max
+    cdef uint32_t available = limits.head_bytes_max if length > limits.head_bytes_max else <uint32_t>length
+    while True:
+        found = <const uint8_t*>memchr(data + scan.scanned, c'\n', available - scan.scanned)
+        end = available if found == NULL else <uint32_t>(found - data)
+        line_bytes = end - scan.line_start
+        line_bytes_max = limits.request_line_bytes_max if scan.lines == 0 else limits.header_line_bytes_max
+        if line_bytes > line_bytes_max + 1:                # the one more is the CR
+            return -414 if scan.lines == 0 else -431
+        if found == NULL:
+            scan.scanned = available
+            return -431 if available == limits.head_bytes_max else 0
+        if line_bytes == 0 or data[end - 1] != c'\r':      # a bare LF ends no line here (RFC 9112 section 2.2)
+            return -400
+        scan.scanned = scan.line_start = end + 1
+        if line_bytes == 1:
+            if scan.lines != 0:
+                return end + 1
+            scan.leading_lines += 1
+            if scan.leading_lines > 1:
+                return -400
+            continue
+        scan.lines += 1
+        if scan.lines > limits.header_count_max + 1:
+            return -431
+
+
+cdef inline Slice make_slice(const uint8_t* start, const uint8_t* end) noexcept nogil:
+    cdef Slice slice
+    slice.data = start
+    slice.length = <uint32_t>(end - start)
+    return slice
+
+
+cdef int decode_path(const Slice* raw, uint8_t* path, uint32_t* path_length) noexcept nogil:
+    # RFC 3986 section 2.1. Dot segments stay: the kernel resolves them, beneath the root (files.pyx).
+    cdef uint32_t i = 0
+    cdef uint32_t n = 0
+    cdef uint8_t c
+    while i < raw.length:
+        c = raw.data[i]
+        if c == c'%':
+            if i + 2 >= raw.length or hex_digit[raw.data[i + 1]] < 0 or hex_digit[raw.data[i + 2]] < 0:
+                return 400
+            c = <uint8_t>(hex_digit[raw.data[i + 1]] << 4 | hex_digit[raw.data[i + 2]])
+            if c == 0:
+                return 400
+            i += 2
+        if n == PATH_BYTES_MAX - 1:
+            return 414
+        path[n] = c
+        n += 1
+        i += 1
+    path[n] = 0
+    path_length[0] = n
+    return 0
+
+
+cdef int take_host(Slice value, Slice* host) noexcept nogil:
+    # Drops the port; an IPv6 literal keeps its brackets.
+    cdef uint32_t i
+    cdef uint32_t end = value.length
+    for i in range(value.length):
+        if not character_class[value.data[i]] & HOST:
+            return 400
+    if value.length != 0 and value.data[0] == c'[':
+        i = 0
+        while i < value.length and value.data[i] != c']':
+            i += 1
+        if i == value.length or (i + 1 < value.length and value.data[i + 1] != c':'):
+            return 400
+        end = i + 1
+    else:
+        for i in range(value.length):
+            if value.data[i] == c':':
+                end = i
+                break
+    for i in range(end + 1, value.length):
+        if value.data[i] < c'0' or value.data[i] > c'9':
+            return 400
+    host.data = value.data
+    host.length = end
+    return 0
+
+
+cdef int parse_target(const uint8_t* start, const uint8_t* end, uint8_t* path, HttpRequest* request) noexcept nogil:
+    cdef const uint8_t* p = start
+    cdef uint32_t scheme = 0
+    if start == end:
+        return 400
+    while p < end:
+        if not character_class[p[0]] & TARGET:
+            return 400
+        p += 1
+    p = start
+    if p[0] == c'*' and end - p == 1:                      # asterisk-form, for OPTIONS alone (RFC 9112 section 3.2.4)
+        request.target = make_slice(start, end)
+        path[0] = c'*'
+        path[1] = 0
+        request.path_length = 1
+        return 0 if request.method == METHOD_OPTIONS else 400
+    if p[0] != c'/':                                       # absolute-form (section 3.2.2)
+        if end - p >= 8 and equals_ignoring_case(p, 8, b"https://", 8):
+            scheme = 8
+        elif end - p >= 7 and equals_ignoring_case(p, 7, b"http://", 7):
+            scheme = 7
+        else:
+            return 405 if request.method == METHOD_OTHER else 400
+        start = p + scheme
+        p = start
+        while p < end and p[0] != c'/' and p[0] != c'?':
+            p += 1
+        if p == start or take_host(make_slice(start, p), &request.host) != 0:
+            return 400
+    start = p
+    p = <const uint8_t*>memchr(start, c'?', end - start)
+    if p != NULL:
+        request.query = make_slice(p, end)
+        end = p
+    request.target = make_slice(start, end)
+    if start == end:                                       # absolute-form without a path means "/"
+        path[0] = c'/'
+        path[1] = 0
+        request.path_length = 1
+        return 0
+    return decode_path(&request.target, path, &request.path_length)
+
+
+cdef int parse_request_line(const uint8_t* start, const uint8_t* end, uint8_t* path, HttpRequest* request) noexcept nogil:
+    # method SP request-target SP HTTP-version (RFC 9112 section 3), single spaces, nothing around them.
+    cdef const uint8_t* p = start
+    cdef const uint8_t* version
+    request.line = make_slice(start, end)
+    while p < end and character_class[p[0]] & TOKEN:
+        p += 1
+    if p == start or p == end or p[0] != c' ':
+        return 400
+    if p - start == 3 and memcmp(start, b"GET", 3) == 0:
+        request.method = METHOD_GET
+    elif p - start == 4 and memcmp(start, b"HEAD", 4) == 0:
+        request.method = METHOD_HEAD
+    elif p - start == 7 and memcmp(start, b"OPTIONS", 7) == 0:
+        request.method = METHOD_OPTIONS
+    else:
+        request.method = METHOD_OTHER
+    if end - p < 11:                                       # " / HTTP/1.1"
+        return 400
+    version = end - 9
+    if memcmp(version, b" HTTP/", 6) != 0 or version[7] != c'.':
+        return 400
+    if version[6] < c'0' or version[6] > c'9' or version[8] < c'0' or version[8] > c'9':
+        return 400
+    if version[6] != c'1':
+        return 505
+    request.minor_version = 1 if version[8] > c'0' else 0  # a higher minor version is answered as 1.1 (RFC 9110 section 2.5)
+    return parse_target(p + 1, version, path, request)
+
+
+cdef int take_content_length(const Slice* value, HttpRequest* request) noexcept nogil:
+    # RFC 9112 section 6.3 allows "5, 5" to be mended; a second length is refused here, because the mender in front of us may differ.
+    cdef uint32_t i
+    cdef int64_t total = 0
+    if request.content_length >= 0 or value.length == 0 or value.length > 18:
+        return 400
+    for i in range(value.length):
+        if value.data[i] < c'0' or value.data[i] > c'9':
+            return 400
+        total = total * 10 + (value.data[i] - c'0')
+    request.content_length = total
+    return 0
+
+
+cdef void take_connection(const Slice* value, HttpRequest* request, bint* close) noexcept nogil:
+    cdef uint32_t i = 0
+    cdef uint32_t start
+    cdef uint32_t end
+    while i < value.length:
+        while i < value.length and (value.data[i] == c',' or value.data[i] == c' ' or value.data[i] == c'\t'):
+            i += 1
+        start = i
+        while i < value.length and value.data[i] != c',':
+            i += 1
+        end = i
+        while end > start and (value.data[end - 1] == c' ' or value.data[end - 1] == c'\t'):
+            end -= 1
+        if equals_ignoring_case(value.data + start, end - start, b"close", 5):
+            close[0] = True
+        elif equals_ignoring_case(value.data + start, end - start, b"keep-alive", 10):
+            request.keep_alive = True
+
+
+cdef inline void take_single(Slice* field, const Slice* value) noexcept nogil:
+    # A second line of a field that has one value makes it invalid, and an invalid Range or date is ignored (RFC 9110 section 13.1).
+    if field.data != NULL:
+        field.length = 0
+    else:
+        field[0] = value[0]
+
+
+cdef int take_field(const Slice* name, const Slice* value, HttpRequest* request, bint* host_seen, bint* close) noexcept nogil:
+    cdef uint32_t n = name.length
+    cdef const uint8_t* data = name.data
+    cdef uint8_t first = lower_case[data[0]]
+    cdef Slice host
+    if first == c'h' and equals_ignoring_case(data, n, b"host", 4):
+        if host_seen[0]:
+            return 400
+        host_seen[0] = True
+        if take_host(value[0], &host) != 0:
+            return 400
+        if request.host.data == NULL:                      # absolute-form wins over Host (RFC 9112 section 3.2.2)
+            request.host = host
+    elif first == c'u':
+        if equals_ignoring_case(data, n, b"user-agent", 10):
+            request.user_agent = value[0]
+    elif first == c'a':
+        if equals_ignoring_case(data, n, b"accept", 6):
+            request.accept = value[0]
+        elif equals_ignoring_case(data, n, b"accept-encoding", 15):
+            request.accept_encoding = value[0]
+    elif first == c'c':
+        if equals_ignoring_case(data, n, b"connection", 10):
+            take_connection(value, request, close)
+        elif equals_ignoring_case(data, n, b"content-length", 14):
+            return take_content_length(value, request)
+    elif first == c'i':
+        if equals_ignoring_case(data, n, b"if-none-match", 13):
+            request.if_none_match_repeated = request.if_none_match.data != NULL
+            request.if_none_match = value[0]
+        elif equals_ignoring_case(data, n, b"if-modified-since", 17):
+            take_single(&request.if_modified_since, value)
+        elif equals_ignoring_case(data, n, b"if-range", 8):
+            take_single(&request.if_range, value)
+        elif equals_ignoring_case(data, n, b"if-match", 8):
+            request.if_match_repeated = request.if_match.data != NULL
+            request.if_match = value[0]
+        elif equals_ignoring_case(data, n, b"if-unmodified-since", 19):
+            take_single(&request.if_unmodified_since, value)
+    elif first == c'r':
+        if equals_ignoring_case(data, n, b"range", 5):
+            take_single(&request.range, value)
+        elif equals_ignoring_case(data, n, b"referer", 7):
+            request.referer = value[0]
+    elif first == c't':
+        if equals_ignoring_case(data, n, b"transfer-encoding", 17):
+            if request.chunked:
+                return 400
+            if not equals_ignoring_case(value.data, value.length, b"chunked", 7):
+                return 501                                 # RFC 9112 section 6.1: a coding that is not understood
+            request.chunked = True
+    elif first == c'e':
+        if equals_ignoring_case(data, n, b"expect", 6):
+            if equals_ignoring_case(value.data, value.length, b"100-continue", 12):
+                request.expect_continue = True
+            else:
+                request.expect_unknown = True
+    return 0
+
+
+cdef const uint8_t* parse_field_line(const uint8_t* p, Slice* name, Slice* value) noexcept nogil:
+    # One header line that is known to end with CRLF: the start of the next, or NULL where RFC 9112 section 5 is broken.
+    cdef const uint8_t* start = p
+    cdef const uint8_t* end
+    while character_class[p[0]] & TOKEN:
+        p += 1
+    if p == start or p[0] != c':':                         # obs-fold begins with a space; so does a space before the colon
+        return NULL
+    name[0] = make_slice(start, p)
+    p += 1
+    while p[0] == c' ' or p[0] == c'\t':
+        p += 1
+    start = p
+    while character_class[p[0]] & FIELD:
+        p += 1
+    if p[0] != c'\r' or p[1] != c'\n':                     # NUL, bare CR, other controls
+        return NULL
+    end = p
+    while end > start and ((end - 1)[0] == c' ' or (end - 1)[0] == c'\t'):
+        end -= 1
+    value[0] = make_slice(start, end)
+    return p + 2
+
+
+cdef int parse_request_head(const uint8_t* data, uint32_t length, uint8_t* path, HttpRequest* request) noexcept nogil:
+    cdef const uint8_t* p = data
+    cdef const uint8_t* end = data + length - 2            # the empty line
+    cdef const uint8_t* line_end
+    cdef Slice name
+    cdef Slice value
+    cdef bint host_seen = False
+    cdef bint close = False
+    cdef int status
+    memset(request, 0, sizeof(HttpRequest))
+    request.content_length = -1
+    if p[0] == c'\r' and p[1] == c'\n':
+        p += 2
+    line_end = <const uint8_t*>memchr(p, c'\n', length) - 1
+    status = parse_request_line(p, line_end, path, request)
+    if status != 0:
+        return status
+    p = line_end + 2
+    request.fields = make_slice(p, end)
+    while p < end:
+        p = parse_field_line(p, &name, &value)
+        if p == NULL:
+            return 400
+        status = take_field(&name, &value, request, &host_seen, &close)
+        if status != 0:
+            return status
+    if request.minor_version != 0:
+        request.keep_alive = not close
+        if not host_seen:                                  # RFC 9112 section 3.2
+            return 400
+    elif close:
+        request.keep_alive = False
+    if request.chunked and (request.content_length >= 0 or request.minor_version == 0):
+        return 400                                         # section 6.1: both, or chunked from 1.0, is how requests are smuggled
+    return 0
+
+
+cdef bint next_field(
+    const Slice* fields, const char* name, uint32_t name_length, uint32_t* cursor, Slice* value
+) noexcept nogil:
+    cdef const uint8_t* p = fields.data + cursor[0]
+    cdef const uint8_t* end = fields.data + fields.length
+    cdef Slice found
+    while p < end:
+        p = parse_field_line(p, &found, value)
+        if p == NULL:
+            return False
+        cursor[0] = <uint32_t>(p - fields.data)
+        if equals_ignoring_case(found.data, found.length, name, name_length):
+            return True
+    return False
+
+
+cdef int begin_body(const HttpRequest* request, const HttpLimits* limits, BodyDiscard* body) noexcept nogil:
+    memset(body, 0, sizeof(BodyDiscard))
+    if request.chunked:
+        body.kind = BODY_CHUNKED
+        body.chunk_state = CHUNK_SIZE
+    elif request.content_length > 0:
+        if <uint64_t>request.content_length > limits.body_bytes_max:
+            return 413
+        body.kind = BODY_SIZED
+        body.remaining = <uint64_t>request.content_length
+    return 0
+
+
+cdef int64_t discard_body(
+    BodyDiscard* body, const HttpLimits* limits, const uint8_t* data, uint64_t length
+) noexcept nogil:
+    cdef uint64_t taken
+    if body.kind == BODY_NONE:
+        return 0
+    if body.kind == BODY_CHUNKED:
+        return discard_chunked(body, limits, data, length)
+    taken = length if length < body.remaining else body.remaining
+    body.remaining -= taken
+    body.discarded += taken
+    if body.remaining == 0:
+        body.kind = BODY_NONE
+    return <int64_t>taken
+
+
+cdef int64_t discard_chunked(
+    BodyDiscard* body, const HttpLimits* limits, const uint8_t* data, uint64_t length
+) noexcept nogil:
+    # RFC 9112 section 7.1. Sizes count into `discarded`; chunk overhead is bounded by a factor of the same limit.
+    cdef uint64_t i = 0
+    cdef uint64_t taken
+    cdef uint8_t c
+    cdef uint8_t state = body.chunk_state
+    while i < length:
+        if state == CHUNK_DATA:
+            taken = length - i if length - i < body.remaining else body.remaining
+            body.remaining -= taken
+            i += taken
+            if body.remaining == 0:
+                state = CHUNK_DATA_CR
+            continue
+        c = data[i]
+        i += 1
+        if state == CHUNK_SIZE or state == CHUNK_SIZE_DIGITS:
+            if hex_digit[c] >= 0:
+                if body.line_bytes == 15:
+                    return -400
+                if state == CHUNK_SIZE:
+                    body.line_bytes = 0
+                    body.remaining = 0
+                    state = CHUNK_SIZE_DIGITS
+                body.line_bytes += 1
+                body.remaining = body.remaining << 4 | <uint64_t>hex_digit[c]
+            elif state == CHUNK_SIZE:
+                return -400
+            elif c == c'\r':
+                state = CHUNK_SIZE_LF
+            elif c == c';':
+                state = CHUNK_EXTENSION
+            else:
+                return -400
+        elif state == CHUNK_EXTENSION:
+            body.line_bytes += 1
+            if c == c'\r':
+                state = CHUNK_SIZE_LF
+            elif not character_class[c] & FIELD or body.line_bytes > LINE_BYTES_OF_CHUNK_MAX:
+                return -400
+        elif state == CHUNK_SIZE_LF:
+            if c != c'\n':
+                return -400
+            body.discarded += body.remaining + body.line_bytes / CHUNK_OVERHEAD_FACTOR + 1
+            if body.discarded > limits.body_bytes_max:
+                return -413
+            body.line_bytes = 0
+            state = CHUNK_TRAILER_START if body.remaining == 0 else CHUNK_DATA
+        elif state == CHUNK_DATA_CR:
+            if c != c'\r':
+                return -400
+            state = CHUNK_DATA_LF
+        elif state == CHUNK_DATA_LF:
+            if c != c'\n':
+                return -400
+            state = CHUNK_SIZE
+        elif state == CHUNK_TRAILER_START:
+            if c == c'\r':
+                state = CHUNK_END_LF
+            elif character_class[c] & TOKEN:
+                state = CHUNK_TRAILER
+            else:
+                return -400
+        elif state == CHUNK_TRAILER:
+            body.line_bytes += 1                           # of all trailers together
+            if c == c'\r':
+                state = CHUNK_TRAILER_LF
+            elif not character_class[c] & FIELD or body.line_bytes > LINE_BYTES_OF_CHUNK_MAX:
+                return -400
+        elif state == CHUNK_TRAILER_LF:
+            if c != c'\n':
+                return -400
+            state = CHUNK_TRAILER_START
+        else:                                              # CHUNK_END_LF
+            if c != c'\n':
+                return -400
+            body.kind = BODY_NONE
+            break
+    body.chunk_state = state
+    return <int64_t>i
+
+
+# --- for tests and fuzzers -------------------------------------------------------------------------------------------
+
+cdef HttpLimits default_limits(dict given) except *:
+    cdef HttpLimits limits
+    memset(&limits, 0, sizeof(limits))
+    limits.request_line_bytes_max = given.get("request_line_bytes_max", 8192)
+    limits.header_line_bytes_max = given.get("header_line_bytes_max", 8192)
+    limits.head_bytes_max = given.get("head_bytes_max", 32768)
+    limits.header_count_max = given.get("header_count_max", 100)
+    limits.body_bytes_max = given.get("body_bytes_max", 1 << 20)
+    return limits
+
+
+cdef object slice_bytes(Slice slice):
+    return None if slice.data == NULL else (<const char*>slice.data)[:slice.length]
+
+
+def parse(bytes data, step=None, **limits_given):
+    """Scans and parses one request head, offering ``step`` more bytes at a time (None: all at once).
+
+    Returns a dict: ``status`` 0 with the head's parts and ``head_length``, or the HTTP status it is refused with; None
+    when ``data`` holds no complete head yet. For tests: nothing in the daemon calls it.
+    """
+    cdef HttpLimits limits = default_limits(limits_given)
+    cdef HeadScan scan
+    cdef HttpRequest request
+    cdef uint8_t[PATH_BYTES_MAX] path
+    cdef const uint8_t* start = data
+    cdef uint64_t length = len(data)
+    cdef uint64_t offered = length if step is None else min(length, step)
+    cdef int64_t head
+    cdef int status
+    memset(&scan, 0, sizeof(scan))
+    while True:
+        head = scan_request_head(start, offered, &limits, &scan)
+        if head != 0 or offered == length:
+            break
+        offered = min(length, offered + step)
+    if head == 0:
+        return None
+    if head < 0:
+        return {"status": -head}
+    status = parse_request_head(start, <uint32_t>head, path, &request)
+    if status != 0:
+        return {"status": status}
+    return {
+        "status": 0,
+        "head_length": head,
+        "method": ("GET", "HEAD", "OPTIONS", "other")[<int>request.method],
+        "version": (1, request.minor_version),
+        "path": (<const char*>path)[:request.path_length],
+        "target": slice_bytes(request.target),
+        "query": slice_bytes(request.query),
+        "host": slice_bytes(request.host),
+        "keep_alive": bool(request.keep_alive),
+        "chunked": bool(request.chunked),
+        "content_length": None if request.content_length < 0 else request.content_length,
+        "expect": "100-continue" if request.expect_continue else "unknown" if request.expect_unknown else None,
+        "range": slice_bytes(request.range),
+        "if_range": slice_bytes(request.if_range),
+        "if_match": slice_bytes(request.if_match),
+        "if_none_match": slice_bytes(request.if_none_match),
+        "if_modified_since": slice_bytes(request.if_modified_since),
+        "if_unmodified_since": slice_bytes(request.if_unmodified_since),
+        "accept": slice_bytes(request.accept),
+        "accept_encoding": slice_bytes(request.accept_encoding),
+        "user_agent": slice_bytes(request.user_agent),
+        "referer": slice_bytes(request.referer),
+    }
+
+
+def discard(bytes data, step=None, **limits_given):
+    """Discards one chunked body, ``step`` bytes at a time: (consumed, ended), or (-status, False). For tests."""
+    cdef HttpLimits limits = default_limits(limits_given)
+    cdef BodyDiscard body
+    cdef const uint8_t* start = data
+    cdef uint64_t length = len(data)
+    cdef uint64_t position = 0
+    cdef uint64_t n
+    cdef int64_t consumed
+    memset(&body, 0, sizeof(body))
+    body.kind = BODY_CHUNKED
+    while body.kind != BODY_NONE and position < length:
+        n = length - position if step is None else min(length - position, step)
+        consumed = discard_body(&body, &limits, start + position, n)
+        if consumed < 0:
+            return consumed, False
+        position += consumed
+    return position, body.kind == BODY_NONE
