@@ -1,4 +1,4 @@
-# HTTP/1.1 request heads and bodies (RFC 9112), strict: whatever two readers could understand differently is refused.
+# HTTP/1.1 request heads (RFC 9112), strict: whatever two readers could understand differently is refused.
 #
 # A head is parsed in one go, once it is complete. Until then scan_request_head() remembers how far it looked, so that a
 # head that comes byte by byte costs each byte once, and a line that can no longer be right is refused at once.
@@ -67,19 +67,6 @@ cdef struct HttpRequest:
     Slice user_agent
     Slice referer
 
-ctypedef enum BodyKind:
-    BODY_NONE = 0
-    BODY_SIZED
-    BODY_CHUNKED
-
-# A request body that is read and forgotten.
-cdef struct BodyDiscard:
-    BodyKind kind
-    uint8_t chunk_state
-    uint16_t line_bytes            # of the chunk-size line or trailer line under way
-    uint64_t remaining             # of a sized body or of the chunk under way
-    uint64_t discarded
-
 # Head length in bytes when complete; 0: more bytes are needed; below 0: minus the HTTP status to refuse it with.
 cdef int64_t scan_request_head(
     const uint8_t* data, uint64_t length, const HttpLimits* limits, HeadScan* scan) noexcept nogil
@@ -92,13 +79,6 @@ cdef int parse_request_head(
 # The next value of the header field `name` (lower case) at or behind *cursor; False: no more.
 cdef bint next_field(
     const Slice* fields, const char* name, uint32_t name_length, uint32_t* cursor, Slice* value) noexcept nogil
-
-# Starts discarding the body that `request` announces: 0, or 413.
-cdef int begin_body(const HttpRequest* request, const HttpLimits* limits, BodyDiscard* body) noexcept nogil
-
-# Takes body bytes: how many were consumed (body.kind is BODY_NONE when it ended), or minus an HTTP status (400, 413).
-cdef int64_t discard_body(
-    BodyDiscard* body, const HttpLimits* limits, const uint8_t* data, uint64_t length) noexcept nogil
 
 # ASCII case-insensitive; `lower` is in lower case.
 cdef bint equals_ignoring_case(const uint8_t* data, uint32_t length, const char* lower, uint32_t lower_length) noexcept nogil

@@ -1,14 +1,14 @@
 """HTTP/1.1 request parsing (RFC 9112), without Python objects and without allocation.
 
-``parse`` and ``discard`` at the end are for tests and fuzzers: the same functions the engine runs, driven from Python.
+``parse`` at the end is for tests and fuzzers: the same functions the engine runs, driven from Python.
 """
 
-from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memchr, memcmp, memset
 
+from kdaemon_pyx.http_grammar cimport hex_value, is_field_byte, is_token_byte
 from kdaemon_pyx.http_request cimport (
-    BODY_CHUNKED, BODY_NONE, BODY_SIZED, METHOD_GET, METHOD_HEAD, METHOD_OPTIONS, METHOD_OTHER, PATH_BYTES_MAX,
-    BodyDiscard, HeadScan, HttpLimits, HttpRequest, Slice,
+    METHOD_GET, METHOD_HEAD, METHOD_OPTIONS, METHOD_OTHER, PATH_BYTES_MAX, HeadScan, HttpLimits, HttpRequest, Slice,
 )
 
 cdef enum:
@@ -17,52 +17,26 @@ cdef enum:
     TARGET = 4         # what a request-target may hold; bytes above 0x7f too, which browsers encode and people do not
     HOST = 8           # reg-name, IP-literal and the colon of a port (RFC 3986 section 3.2.2)
 
-    LINE_BYTES_OF_CHUNK_MAX = 1024
-    CHUNK_OVERHEAD_FACTOR = 16
-
-cdef enum ChunkState:
-    CHUNK_SIZE = 0
-    CHUNK_SIZE_DIGITS
-    CHUNK_EXTENSION
-    CHUNK_SIZE_LF
-    CHUNK_DATA
-    CHUNK_DATA_CR
-    CHUNK_DATA_LF
-    CHUNK_TRAILER_START
-    CHUNK_TRAILER
-    CHUNK_TRAILER_LF
-    CHUNK_END_LF
-
 cdef uint8_t[256] character_class
 cdef uint8_t[256] lower_case
 
 
-cdef signed char[256] hex_digit
-
-
 cdef void make_tables() noexcept nogil:
     cdef int c
-    cdef const char* token_punctuation = b"!#$%&'*+-.^_`|~"
     cdef const char* host_punctuation = b"-._~%!$&'()*+,;=:[]"
     cdef bint alphanumeric
     for c in range(256):
         alphanumeric = (c >= c'0' and c <= c'9') or (c >= c'a' and c <= c'z') or (c >= c'A' and c <= c'Z')
         character_class[c] = 0
-        if alphanumeric or (c != 0 and memchr(token_punctuation, c, 15) != NULL):
+        if is_token_byte(<uint8_t>c):
             character_class[c] |= TOKEN
         if alphanumeric or (c != 0 and memchr(host_punctuation, c, 19) != NULL):
             character_class[c] |= HOST
-        if c == c'\t' or (c >= 0x20 and c != 0x7f):
+        if is_field_byte(<uint8_t>c):
             character_class[c] |= FIELD
         if c > 0x20 and c != 0x7f and c != c'#':
             character_class[c] |= TARGET
         lower_case[c] = <uint8_t>(c + 32 if c >= c'A' and c <= c'Z' else c)
-        if c >= c'0' and c <= c'9':
-            hex_digit[c] = <signed char>(c - c'0')
-        elif lower_case[c] >= c'a' and lower_case[c] <= c'f':
-            hex_digit[c] = <signed char>(lower_case[c] - c'a' + 10)
-        else:
-            hex_digit[c] = -1
 
 
 make_tables()
@@ -126,9 +100,9 @@ cdef int decode_path(const Slice* raw, uint8_t* path, uint32_t* path_length) noe
     while i < raw.length:
         c = raw.data[i]
         if c == c'%':
-            if i + 2 >= raw.length or hex_digit[raw.data[i + 1]] < 0 or hex_digit[raw.data[i + 2]] < 0:
+            if i + 2 >= raw.length or hex_value(raw.data[i + 1]) < 0 or hex_value(raw.data[i + 2]) < 0:
                 return 400
-            c = <uint8_t>(hex_digit[raw.data[i + 1]] << 4 | hex_digit[raw.data[i + 2]])
+            c = <uint8_t>(hex_value(raw.data[i + 1]) << 4 | hex_value(raw.data[i + 2]))
             if c == 0:
                 return 400
             i += 2
@@ -420,119 +394,6 @@ cdef bint next_field(
     return False
 
 
-cdef int begin_body(const HttpRequest* request, const HttpLimits* limits, BodyDiscard* body) noexcept nogil:
-    memset(body, 0, sizeof(BodyDiscard))
-    if request.chunked:
-        body.kind = BODY_CHUNKED
-        body.chunk_state = CHUNK_SIZE
-    elif request.content_length > 0:
-        if <uint64_t>request.content_length > limits.body_bytes_max:
-            return 413
-        body.kind = BODY_SIZED
-        body.remaining = <uint64_t>request.content_length
-    return 0
-
-
-cdef int64_t discard_body(
-    BodyDiscard* body, const HttpLimits* limits, const uint8_t* data, uint64_t length
-) noexcept nogil:
-    cdef uint64_t taken
-    if body.kind == BODY_NONE:
-        return 0
-    if body.kind == BODY_CHUNKED:
-        return discard_chunked(body, limits, data, length)
-    taken = length if length < body.remaining else body.remaining
-    body.remaining -= taken
-    body.discarded += taken
-    if body.remaining == 0:
-        body.kind = BODY_NONE
-    return <int64_t>taken
-
-
-cdef int64_t discard_chunked(
-    BodyDiscard* body, const HttpLimits* limits, const uint8_t* data, uint64_t length
-) noexcept nogil:
-    # RFC 9112 section 7.1. Sizes count into `discarded`; chunk overhead is bounded by a factor of the same limit.
-    cdef uint64_t i = 0
-    cdef uint64_t taken
-    cdef uint8_t c
-    cdef uint8_t state = body.chunk_state
-    while i < length:
-        if state == CHUNK_DATA:
-            taken = length - i if length - i < body.remaining else body.remaining
-            body.remaining -= taken
-            i += taken
-            if body.remaining == 0:
-                state = CHUNK_DATA_CR
-            continue
-        c = data[i]
-        i += 1
-        if state == CHUNK_SIZE or state == CHUNK_SIZE_DIGITS:
-            if hex_digit[c] >= 0:
-                if body.line_bytes == 15:
-                    return -400
-                if state == CHUNK_SIZE:
-                    body.line_bytes = 0
-                    body.remaining = 0
-                    state = CHUNK_SIZE_DIGITS
-                body.line_bytes += 1
-                body.remaining = body.remaining << 4 | <uint64_t>hex_digit[c]
-            elif state == CHUNK_SIZE:
-                return -400
-            elif c == c'\r':
-                state = CHUNK_SIZE_LF
-            elif c == c';':
-                state = CHUNK_EXTENSION
-            else:
-                return -400
-        elif state == CHUNK_EXTENSION:
-            body.line_bytes += 1
-            if c == c'\r':
-                state = CHUNK_SIZE_LF
-            elif not character_class[c] & FIELD or body.line_bytes > LINE_BYTES_OF_CHUNK_MAX:
-                return -400
-        elif state == CHUNK_SIZE_LF:
-            if c != c'\n':
-                return -400
-            body.discarded += body.remaining + body.line_bytes / CHUNK_OVERHEAD_FACTOR + 1
-            if body.discarded > limits.body_bytes_max:
-                return -413
-            body.line_bytes = 0
-            state = CHUNK_TRAILER_START if body.remaining == 0 else CHUNK_DATA
-        elif state == CHUNK_DATA_CR:
-            if c != c'\r':
-                return -400
-            state = CHUNK_DATA_LF
-        elif state == CHUNK_DATA_LF:
-            if c != c'\n':
-                return -400
-            state = CHUNK_SIZE
-        elif state == CHUNK_TRAILER_START:
-            if c == c'\r':
-                state = CHUNK_END_LF
-            elif character_class[c] & TOKEN:
-                state = CHUNK_TRAILER
-            else:
-                return -400
-        elif state == CHUNK_TRAILER:
-            body.line_bytes += 1                           # of all trailers together
-            if c == c'\r':
-                state = CHUNK_TRAILER_LF
-            elif not character_class[c] & FIELD or body.line_bytes > LINE_BYTES_OF_CHUNK_MAX:
-                return -400
-        elif state == CHUNK_TRAILER_LF:
-            if c != c'\n':
-                return -400
-            state = CHUNK_TRAILER_START
-        else:                                              # CHUNK_END_LF
-            if c != c'\n':
-                return -400
-            body.kind = BODY_NONE
-            break
-    body.chunk_state = state
-    return <int64_t>i
-
-
 # --- for tests and fuzzers -------------------------------------------------------------------------------------------
 
 cdef HttpLimits default_limits(dict given) except *:
@@ -602,23 +463,3 @@ def parse(bytes data, step=None, **limits_given):
         "user_agent": slice_bytes(request.user_agent),
         "referer": slice_bytes(request.referer),
     }
-
-
-def discard(bytes data, step=None, **limits_given):
-    """Discards one chunked body, ``step`` bytes at a time: (consumed, ended), or (-status, False). For tests."""
-    cdef HttpLimits limits = default_limits(limits_given)
-    cdef BodyDiscard body
-    cdef const uint8_t* start = data
-    cdef uint64_t length = len(data)
-    cdef uint64_t position = 0
-    cdef uint64_t n
-    cdef int64_t consumed
-    memset(&body, 0, sizeof(body))
-    body.kind = BODY_CHUNKED
-    while body.kind != BODY_NONE and position < length:
-        n = length - position if step is None else min(length - position, step)
-        consumed = discard_body(&body, &limits, start + position, n)
-        if consumed < 0:
-            return consumed, False
-        position += consumed
-    return position, body.kind == BODY_NONE

@@ -4,7 +4,7 @@ import re
 
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from kdaemon_pyx import http_request
+from kdaemon_pyx import http_body, http_request
 
 LIMITS = {"request_line_bytes_max": 60, "header_line_bytes_max": 50, "head_bytes_max": 200, "header_count_max": 6}
 
@@ -114,5 +114,5 @@ chunks = st.lists(
 @settings(max_examples=1000, deadline=None)
 @given(body=st.one_of(chunks, st.binary(max_size=60)), step=st.integers(1, 9))
 def test_any_split_of_a_chunked_body_gives_the_same_answer(body: bytes, step: int) -> None:
-    whole = http_request.discard(body, body_bytes_max=64)
-    assert http_request.discard(body, step=step, body_bytes_max=64) == whole
+    whole = http_body.discard(body, body_bytes_max=64)
+    assert http_body.discard(body, step=step, body_bytes_max=64) == whole
