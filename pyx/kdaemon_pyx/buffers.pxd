@@ -1,0 +1,39 @@
+"""Pool of I/O buffers of one engine thread: two sizes, made at start, bounded."""
+
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+
+cdef enum:
+    BUFFER_SMALL = 0
+    BUFFER_LARGE = 1
+    BUFFER_CLASSES = 2
+    BUFFER_SMALL_SIZE = 20480      # one full record and a response head, or a partial record
+    BUFFER_LARGE_SIZE = 132096     # eight full records: 8 * (16384 + 22) = 131248
+
+
+# Owner: whoever took it from the pool; an operation of the kernel may point into it until its completion.
+cdef struct Buffer:
+    Buffer* next                   # free list
+    uint8_t* data
+    uint32_t capacity              # bytes at data
+    uint32_t size_class
+
+cdef struct BufferClass:
+    Buffer* free                   # last in, first out: the warmest first
+    Buffer* headers
+    uint8_t* memory
+    uint64_t memory_size
+    uint32_t count                 # made at start
+    uint32_t fresh                 # of these, never handed out yet: their pages are untouched
+    uint32_t capacity
+    uint32_t extra                 # allocated beyond, given back to malloc when returned
+    uint32_t extra_max
+
+cdef struct BufferPool:
+    BufferClass classes[2]
+    uint64_t in_use
+
+
+cdef int pool_setup(BufferPool* pool, uint32_t small_count, uint32_t large_count) noexcept nogil
+cdef void pool_teardown(BufferPool* pool) noexcept nogil
+cdef Buffer* pool_take(BufferPool* pool, uint32_t size_class) noexcept nogil
+cdef void pool_give(BufferPool* pool, Buffer* buffer) noexcept nogil

@@ -1,0 +1,331 @@
+"""The data of one engine thread: connections and what they share. No functions: every layer above works on these structures.
+
+Thread-safety: all of it belongs to the engine thread, except the two queues and the wake-up flags (see engine.pyx).
+"""
+
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+
+from kdaemon_pyx.buffers cimport Buffer, BufferPool
+from kdaemon_pyx.liburing cimport iovec, msghdr
+from kdaemon_pyx.record cimport RecordKeys
+from kdaemon_pyx.spsc cimport Queue
+from kdaemon_pyx.timers cimport Timer, TimerWheel
+from kdaemon_pyx.uring cimport ReceiveRing, Uring
+
+# Reference-counted open file; owner: files.pyx (the file table). A connection that sends from it holds one reference
+# from connection_send_file() until the last operation that can touch it has completed.
+cdef struct File:
+    int fd
+    uint32_t references
+    uint64_t size                  # bytes, at the statx that validated it
+    int64_t mtime_s
+    uint32_t mtime_ns
+    int64_t ctime_s
+    uint32_t ctime_ns
+    uint64_t inode
+    uint64_t device
+    uint8_t* mapping               # kernel record layer only: MAP_SHARED, PROT_READ, or NULL
+    uint64_t mapping_size
+    void* entry                    # files.pyx's own bookkeeping
+    void (*release)(File* file) noexcept nogil  # called by whoever drops the last reference; set by the file table
+
+ctypedef enum ConnectionState:
+    CONNECTION_FREE = 0
+    CONNECTION_CONNECTING          # client role: connect() is under way
+    CONNECTION_HANDSHAKE           # bytes go up to the control thread, which says when to receive
+    CONNECTION_ESTABLISHED         # the service owns the plaintext
+    CONNECTION_CLOSING             # terminate sent; joining outstanding operations
+    CONNECTION_EXPORTED
+
+ctypedef enum RecordLayer:
+    RECORD_LAYER_NONE = 0
+    RECORD_LAYER_KERNEL
+    RECORD_LAYER_USER
+
+# Why a connection ends; counted, and told to the control thread in EVENT_CLOSED.
+ctypedef enum CloseReason:
+    CLOSE_PEER = 0                 # close_notify received
+    CLOSE_SERVICE                  # the service asked (Connection: close, protocol error answered)
+    CLOSE_CONTROL                  # the control thread asked (handshake failure, alert)
+    CLOSE_TRUNCATED                # EOF without close_notify
+    CLOSE_RESET                    # ECONNRESET, EPIPE
+    CLOSE_DEADLINE                 # a named deadline passed
+    CLOSE_RECORD                   # bad record: MAC, length, type
+    CLOSE_KEY_UPDATE               # kernel without rekey: orderly end
+    CLOSE_LIMIT                    # AEAD or flood limit
+    CLOSE_FILE                     # the file changed or shrank under a response
+    CLOSE_DRAIN                    # idle at drain
+    CLOSE_DRAIN_DEADLINE           # cut by the drain deadline
+    CLOSE_RESOURCES                # no memory, fds or buffers
+    CLOSE_REASON_COUNT
+
+# Why a connection got its record layer (EVENT_INSTALLED's reason).
+ctypedef enum RecordLayerReason:
+    REASON_KERNEL = 0
+    REASON_OFF                     # configured off
+    REASON_NO_ULP                  # TCP_ULP "tls" refused by this kernel
+    REASON_SUITE                   # the kernel has not this cipher suite
+    REASON_COUNT
+
+# What an operation's user_data says in its low bits; the rest is the address of the (64-byte aligned) object it belongs to.
+ctypedef enum Operation:
+    OPERATION_NONE = 0             # nobody waits for it (cancel, wake-up writes)
+    OPERATION_RECEIVE              # RECV into a provided buffer
+    OPERATION_RECEIVE_EXACT        # RECV of the rest of a record into the held ciphertext (kernel layer, leftover)
+    OPERATION_RECEIVE_MESSAGE      # RECVMSG with control buffer: a record that is not application data
+    OPERATION_SEND
+    OPERATION_SEND_CONTROL         # SENDMSG with a record type
+    OPERATION_FILE_READ
+    OPERATION_SHUTDOWN
+    OPERATION_CONNECT
+    OPERATION_CANCEL
+    OPERATION_CLOSE
+    OPERATION_ACCEPT
+    OPERATION_WAKE                 # READ of the command eventfd
+    OPERATION_SIGNAL               # WRITE of the event eventfd
+    OPERATION_PULL                 # pull-style receive or send: see pull.pyx
+    OPERATION_MASK = 63
+
+# Traffic secrets of an established connection: what the control thread needs for a KeyUpdate or a ticket after it has forgotten
+# the handshake. Wiped when the connection ends.
+cdef struct Secrets:
+    uint16_t cipher_suite
+    uint8_t hash_length            # bytes used of each
+    uint8_t tx[48]
+    uint8_t rx[48]
+    uint8_t resumption[48]
+
+# What waits to be sent besides the service's data, in order. Allocated with its data behind it; owner: the connection.
+ctypedef enum ItemKind:
+    ITEM_RAW = 0                   # handshake bytes, as they are
+    ITEM_CONTROL                   # one record of content_type
+    ITEM_REKEY                     # new tx key from here on
+
+cdef struct Item:
+    Item* next
+    uint32_t length
+    uint32_t sent                  # of a raw item: bytes already copied to the output
+    uint8_t kind
+    uint8_t content_type
+    uint8_t data[1]
+
+# Keys and context of an install() or rekey() command; wiped after use. Rekey uses one direction.
+cdef struct KeyMaterial:
+    uint8_t tx_key[32]
+    uint8_t tx_iv[12]
+    uint8_t rx_key[32]
+    uint8_t rx_iv[12]
+    uint64_t tx_sequence
+    uint64_t rx_sequence
+    Secrets secrets
+    uint32_t service
+    uint32_t site
+    uint8_t client_role
+    uint32_t leftover_length
+    uint8_t leftover[1]
+
+# A message with control buffer for kTLS record types; lives as long as the operation.
+cdef struct ControlMessage:
+    msghdr header
+    iovec vector
+    uint8_t control[64]
+    uint8_t data[16384]
+
+cdef struct Core
+cdef struct Service
+
+cdef struct Connection:
+    Timer timer                    # first: the wheel hands back its address
+    Core* core
+    Connection* dirty_next         # list of connections to advance before the next submission
+    Connection* live_previous
+    Connection* live_next          # list of all live connections; or the free list
+    uint32_t index
+    uint32_t generation
+    int32_t fd
+    int32_t listener
+    uint8_t state
+    uint8_t record_layer
+    uint8_t reason                 # RecordLayerReason
+    uint8_t close_reason
+    uint8_t dirty
+    uint8_t ulp_attached
+    uint8_t operations             # outstanding; the slot is free only at 0
+    uint8_t cancelling             # a cancel was submitted
+
+    # receive side
+    uint8_t receiving              # a receive operation is outstanding
+    uint8_t receive_wanted         # handshake: the control thread asked; established: input has room
+    uint8_t socket_nonempty        # the last completion said that more is there
+    uint8_t message_pending        # kernel layer: EIO said that a control record is next
+    uint8_t rekey_pending          # KeyUpdate handed up; nothing is opened until rekey()
+    uint8_t receive_keys_pending   # kernel layer: leftover not drained, TLS_RX not set yet
+    uint8_t end_of_file            # FIN seen
+    uint8_t end_of_data            # close_notify seen
+    uint8_t end_told               # on_end_of_data was called
+    uint8_t resume                 # offer pending input again
+    uint8_t want_more              # the service left input because it is incomplete, not because it is busy
+    uint8_t discarding             # lingering: input is thrown away
+
+    # send side
+    uint8_t sent_pending           # on_sent is due when all is out
+    uint8_t raw                    # output holds handshake bytes
+    uint8_t finishing              # 1: asked for, 2: close_notify queued or not needed, 3: FIN sent or being sent
+    uint8_t alert_sent             # a fatal alert was queued: no close_notify
+    uint8_t terminate              # close now
+    uint8_t established            # on_established was called, on_closed is due
+    uint8_t draining_told
+    uint8_t key_limit_told
+    uint8_t client_role
+    uint8_t file_reading           # a READ into `output` is outstanding
+    uint8_t install_pending
+    uint8_t linger                 # discard and wait for the peer's FIN
+
+    int32_t close_errno
+    Buffer* output                 # being filled; user layer: sealed up to record_start
+    uint32_t output_length         # user layer: sealed bytes; kernel layer and raw: bytes
+    uint32_t record_length         # user layer: plaintext of the open record behind them
+    Buffer* sending                # in flight; owner: the SEND operation
+    uint32_t sending_start
+    uint32_t sending_length
+    Item* items
+    Item* items_last
+    ControlMessage* control        # of an outstanding control operation, or kept while one is expected
+    ControlMessage* control_receive
+    KeyMaterial* install_material
+    File* file
+    uint64_t file_offset
+    uint64_t file_remaining        # bytes not yet read
+    uint32_t file_read_length      # bytes asked for by the outstanding READ
+    uint32_t file_read_done
+    iovec* file_vectors
+    uint32_t file_vectors_count
+
+    # receive side
+    Buffer* cipher                 # handshake bytes or ciphertext held until a record is complete
+    uint32_t cipher_start
+    uint32_t cipher_end
+    Buffer* input                  # plaintext that the service has not consumed
+    uint32_t input_start
+    uint32_t input_end
+    uint8_t* fragment              # handshake message in pieces (post-handshake)
+    uint32_t fragment_length
+    uint32_t flood                 # budget spent by control and empty records
+    uint64_t flood_ns              # last refill
+
+    RecordKeys transmit_keys
+    RecordKeys receive_keys
+    Secrets secrets
+    uint64_t kernel_tx_records     # kernel layer: upper bound of the records sent under this key
+    uint64_t service_deadline_ns
+    uint64_t engine_deadline_ns    # handshake, send or close
+    uint64_t send_progress         # bytes acknowledged when the send deadline was set
+    const Service* service
+    void* service_state
+    uint32_t site
+
+
+# One table of functions per service; all noexcept nogil. Registered with the engine by index (the `service` of install()).
+cdef struct Service:
+    # The service's own configuration and tables, the same for all its connections of this engine; owner: the service object.
+    void* context
+    # Keys are installed, record layer chosen. Allocate per-connection state into c.service_state. <0: close.
+    int (*on_established)(Connection* c) noexcept nogil
+    # Plaintext arrived. Return the number of bytes consumed (0..length): what is left is kept by the core (bounded by
+    # input_bytes_max) and offered again, with more behind it, or when connection_resume() is called. A service that cannot take more
+    # now (a response is still going out) consumes nothing and the core stops receiving: that is the back-pressure.
+    # <0: negative errno, close now.
+    int64_t (*on_data)(Connection* c, const uint8_t* data, uint64_t length) noexcept nogil
+    # Everything queued by connection_send_* has been accepted by the kernel; on_data is offered pending input right after.
+    void (*on_sent)(Connection* c) noexcept nogil
+    # close_notify received: no more data will come. The service finishes what it sends and calls connection_finish().
+    void (*on_end_of_data)(Connection* c) noexcept nogil
+    # The deadline set by connection_set_deadline() passed. The service answers (408) or calls connection_close().
+    void (*on_deadline)(Connection* c) noexcept nogil
+    # Drain was asked: finish what is under way, then connection_finish(); idle connections at once.
+    void (*on_drain)(Connection* c) noexcept nogil
+    # Last call, exactly once per on_established; no operation is outstanding. Free service_state.
+    void (*on_closed)(Connection* c) noexcept nogil
+    # Once per loop turn, before the engine looks at its completions; NULL: nothing to poll. True: there was work, do not sleep.
+    bint (*on_turn)(Core* core) noexcept nogil
+
+cdef enum:
+    SERVICES_MAX = 4
+    LISTENERS_MAX = 64
+
+# Named deadlines in nanoseconds (DESIGN invariant 9: no wait is unbounded). handshake, send and close are the engine's; header, body and
+# idle are the services'.
+cdef struct Deadlines:
+    uint64_t handshake_ns
+    uint64_t header_ns
+    uint64_t body_ns
+    uint64_t send_ns               # without any progress
+    uint64_t idle_ns
+    uint64_t close_ns              # lingering after our FIN
+
+# Written by the engine thread alone, read by anybody (aligned 64-bit words).
+cdef struct Counters:
+    uint64_t connections           # gauge
+    uint64_t accepted
+    uint64_t accept_paused
+    uint64_t refused               # no slot
+    uint64_t bytes_in              # plaintext of established connections
+    uint64_t bytes_out
+    uint64_t record_layer_kernel
+    uint64_t record_layer_user
+    uint64_t requests              # services count them
+    uint64_t control_records
+    uint64_t events
+    uint64_t commands
+    uint64_t turns
+    uint64_t wakes                 # eventfd writes of the control thread that the engine read
+    uint64_t signals               # eventfd writes of the engine
+    uint64_t closed[13]            # by CloseReason
+
+cdef struct Listener:
+    int32_t fd                     # owner: the supervisor; -1: slot unused
+    int32_t number                 # the control thread's name for it
+    uint8_t armed                  # multishot accept is outstanding
+    uint8_t paused                 # EMFILE and friends
+    uint8_t removing
+    uint8_t padding[52]            # its address carries an Operation in the low 6 bits
+
+cdef struct Core:
+    Listener listeners[64]         # first: aligned like the Core itself
+    Uring uring
+    ReceiveRing receive_ring
+    BufferPool pool
+    TimerWheel timers
+    Timer accept_timer
+    Timer drain_timer
+    uint64_t now_ns                # CLOCK_MONOTONIC at the start of this turn
+    Connection* connections        # connections_max slots, mapped, untouched until used
+    uint32_t connections_max
+    uint32_t connections_fresh     # slots never used yet
+    Connection* free_connections
+    Connection* live               # all connections that are not free
+    Connection* dirty              # to be advanced before the next submission
+    const Service* services[4]
+    Deadlines deadlines
+    Counters counters
+    uint8_t record_layer_mode      # 0 auto, 1 require, 2 off
+    uint8_t ulp_missing            # the kernel said that there is no ULP "tls"
+    uint8_t ktls_rekey
+    uint8_t draining
+    uint8_t drained_told
+    uint8_t stopping
+    uint8_t descriptors_short      # an accept is paused: a closed connection resumes it
+    uint32_t ktls_suites           # bit n: suite 0x1300 + n
+    uint32_t drain_cut
+    uint32_t input_bytes_max
+
+    Queue commands                 # control thread -> engine
+    Queue events                   # engine -> control thread
+    int command_fd                 # eventfd; owner: the Engine object
+    int event_fd
+    uint64_t wake_value            # READ target of command_fd
+    uint64_t signal_value          # WRITE source of event_fd
+    uint8_t wake_armed
+    uint8_t events_published       # this turn
+    uint32_t asleep                # shared: the engine is, or is about to be, in io_uring_enter
+    uint32_t event_signalled       # shared: event_fd was written and not yet read
