@@ -1,0 +1,1 @@
+"""The parts of benchmarks/serve: accounting of CPU and memory, servers, load, cases, report."""

@@ -1,0 +1,190 @@
+"""CPU seconds and memory of all processes of one server together.
+
+A control group (version 1 or 2) counts everything, short-lived processes, io_uring's kernel workers and kernel memory
+included. Where none can be made, /proc is summed instead: CPU from each thread's stat, memory from each process's
+proportional set size plus the growth of the whole system's slab, which is only right on a quiet machine.
+"""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from pathlib import Path
+
+_CGROUPS = Path("/sys/fs/cgroup")
+_TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
+
+
+def _fields(path: Path) -> dict[str, int]:
+    """`name value` lines, as in memory.stat."""
+    pairs = (line.split() for line in path.read_text().splitlines())
+    return {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2 and pair[1].isdigit()}
+
+
+class Account(ABC):
+    """What one server has used. It is started with `environment` and calls `enter` between fork and exec."""
+
+    method: str
+
+    def environment(self) -> dict[str, str]:
+        return {}
+
+    @abstractmethod
+    def enter(self) -> None: ...
+
+    @abstractmethod
+    def pids(self) -> list[int]: ...
+
+    @abstractmethod
+    def cpu_seconds(self) -> float:
+        """Used so far by all its processes, those that ended included."""
+
+    @abstractmethod
+    def memory_bytes(self) -> int:
+        """Anonymous, shared and kernel memory (slab, stacks, page tables, rings), without files' page cache."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Call when all processes have ended."""
+
+
+def _own_group(controller: str) -> str:
+    """The path of this process's group in the hierarchy of `controller` ("" is version 2's)."""
+    for line in Path("/proc/self/cgroup").read_text().splitlines():
+        _number, controllers, path = line.split(":", 2)
+        if controller in controllers.split(",") if controllers else not controller:
+            return path
+    raise OSError(f"no control group hierarchy has the controller {controller!r}")
+
+
+class CgroupV1(Account):
+    """Two groups, in the hierarchies of cpuacct and memory."""
+
+    method = "cgroup v1: cpuacct.usage, memory.usage_in_bytes less page cache"
+
+    def __init__(self, name: str) -> None:
+        self._groups = []
+        for controller in ("cpuacct", "memory"):
+            group = _CGROUPS / controller / _own_group(controller).lstrip("/") / name
+            group.mkdir()
+            self._groups.append(group)
+        self._cpu, self._memory = self._groups
+
+    def enter(self) -> None:
+        for group in self._groups:
+            (group / "cgroup.procs").write_text(str(os.getpid()))
+
+    def pids(self) -> list[int]:
+        return [int(pid) for pid in (self._cpu / "cgroup.procs").read_text().split()]
+
+    def cpu_seconds(self) -> float:
+        return int((self._cpu / "cpuacct.usage").read_text()) / 1e9
+
+    def memory_bytes(self) -> int:
+        usage = int((self._memory / "memory.usage_in_bytes").read_text())
+        stat = _fields(self._memory / "memory.stat")
+        return usage - (stat["total_cache"] - stat["total_shmem"])
+
+    def close(self) -> None:
+        for group in self._groups:
+            group.rmdir()
+
+
+class CgroupV2(Account):
+    """One group; the memory controller must be enabled for the children of this process's group."""
+
+    method = "cgroup v2: cpu.stat, memory.current less page cache"
+
+    def __init__(self, name: str) -> None:
+        parent = _CGROUPS / _own_group("").lstrip("/")
+        self._group = parent / name
+        self._group.mkdir()
+        if not (self._group / "memory.current").exists():
+            self._group.rmdir()
+            raise OSError(f"the memory controller is not enabled in {parent}/cgroup.subtree_control")
+
+    def enter(self) -> None:
+        (self._group / "cgroup.procs").write_text(str(os.getpid()))
+
+    def pids(self) -> list[int]:
+        return [int(pid) for pid in (self._group / "cgroup.procs").read_text().split()]
+
+    def cpu_seconds(self) -> float:
+        return _fields(self._group / "cpu.stat")["usage_usec"] / 1e6
+
+    def memory_bytes(self) -> int:
+        stat = _fields(self._group / "memory.stat")
+        return int((self._group / "memory.current").read_text()) - (stat["file"] - stat["shmem"])
+
+    def close(self) -> None:
+        self._group.rmdir()
+
+
+class Proc(Account):
+    """The processes with a mark in their environment, summed from /proc."""
+
+    method = "sum over /proc: stat of processes and ended children, PSS, growth of the system's slab"
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._slab_before = self._slab_bytes()
+
+    def environment(self) -> dict[str, str]:
+        return {"KDAEMON_BENCHMARK": self._name}
+
+    def enter(self) -> None:
+        pass
+
+    @staticmethod
+    def _slab_bytes() -> int:
+        lines = (line.split() for line in Path("/proc/meminfo").read_text().splitlines())
+        kib = {line[0].rstrip(":"): int(line[1]) for line in lines}
+        return 1024 * (kib["Slab"] + kib["KernelStack"] + kib["PageTables"])
+
+    def pids(self) -> list[int]:
+        mark, found = f"KDAEMON_BENCHMARK={self._name}".encode(), []
+        for entry in Path("/proc").iterdir():
+            try:
+                if entry.name.isdigit() and mark in (entry / "environ").read_bytes().split(b"\0"):
+                    found.append(int(entry.name))
+            except OSError:
+                continue
+        return found
+
+    def cpu_seconds(self) -> float:
+        ticks = 0
+        for pid in self.pids():
+            try:
+                fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            except OSError:
+                continue
+            ticks += sum(int(field) for field in fields[11:15])  # utime, stime, cutime, cstime
+        return ticks / _TICKS_PER_SECOND
+
+    def memory_bytes(self) -> int:
+        total_kib = 0
+        for pid in self.pids():
+            rollup = _fields_of_rollup(Path(f"/proc/{pid}/smaps_rollup"))
+            total_kib += rollup.get("Pss_Anon", 0) + rollup.get("Pss_Shmem", 0)
+        return total_kib * 1024 + self._slab_bytes() - self._slab_before
+
+    def close(self) -> None:
+        pass
+
+
+def _fields_of_rollup(path: Path) -> dict[str, int]:
+    try:
+        lines = [line.split() for line in path.read_text().splitlines()[1:]]
+    except OSError:
+        return {}
+    return {line[0].rstrip(":"): int(line[1]) for line in lines}
+
+
+def account(name: str) -> Account:
+    """The best account this machine allows."""
+    for kind in (CgroupV1, CgroupV2):
+        try:
+            return kind(name)
+        except OSError:
+            continue
+    return Proc(name)

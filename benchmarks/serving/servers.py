@@ -1,0 +1,245 @@
+"""The servers that are compared: started with the same certificate, one worker, every process on the given cores."""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import os
+import re
+import resource
+import select
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.serving.accounting import Account, account
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+START_DEADLINE_S = 120.0  # an emulated guest is slow
+STOP_DEADLINE_S = 60.0
+
+NGINX_CONFIGURATION = """\
+worker_processes {workers};
+worker_rlimit_nofile {files_max};
+daemon off;
+user root;
+pid {directory}/nginx.pid;
+error_log stderr error;
+events {{ worker_connections 32768; }}
+http {{
+    types {{ }}
+    default_type application/octet-stream;
+    access_log off;
+    sendfile on;
+    tcp_nopush on;
+    keepalive_requests 1000000000;
+    keepalive_timeout 3600s;
+    {open_file_cache}
+    client_body_temp_path {directory}/nginx-body;
+    proxy_temp_path {directory}/nginx-proxy;
+    fastcgi_temp_path {directory}/nginx-fastcgi;
+    uwsgi_temp_path {directory}/nginx-uwsgi;
+    scgi_temp_path {directory}/nginx-scgi;
+    server {{
+        listen {host}:{port} ssl backlog=4096;
+        ssl_certificate {certificate};
+        ssl_certificate_key {key};
+        ssl_protocols TLSv1.3;
+        ssl_session_tickets on;
+        ssl_session_timeout 1h;
+        {ktls}
+        root {site};
+    }}
+}}
+"""
+# Off unless asked for, as in Debian's own configuration. It spares nginx open, fstat and close for each request, and makes
+# requests for small files 1.6 times cheaper, so the comparison is worth making both ways. The daemon looks at an open
+# file again at most once a second; nginx is then given the same.
+NGINX_OPEN_FILE_CACHE = "open_file_cache max=1000 inactive=60s; open_file_cache_valid 1s;"
+
+
+class ServerError(Exception):
+    """A server did not start, or is not what should be measured."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What every server is given."""
+
+    directory: Path  # its own, for what it writes
+    site: Path
+    certificate: Path
+    key: Path
+    cpus: frozenset[int]
+    workers: int = 1
+    ktls: str = "off"  # off, require
+    nginx_open_file_cache: bool = False
+
+
+@dataclass
+class Server:
+    """A running server and its account."""
+
+    name: str
+    version: str
+    address: tuple[str, int]
+    account: Account
+    process: subprocess.Popen[bytes]
+    backend: str
+
+    def cpu_seconds(self) -> float:
+        return self.account.cpu_seconds()
+
+
+def _check_affinity(server: Server, cpus: frozenset[int]) -> None:
+    """Every thread of every process stays on `cpus`: what runs elsewhere would be work that costs nothing."""
+    for pid in server.account.pids():
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            allowed = os.sched_getaffinity(int(task.name))
+            if not allowed <= cpus:
+                raise ServerError(
+                    f"{server.name}: thread {task.name} of process {pid} may run on {allowed}, not only {cpus}"
+                )
+
+
+def _popen(command: Sequence[str], setting: Setting, used: Account, **options: object) -> subprocess.Popen[bytes]:
+    def enter() -> None:
+        used.enter()
+        os.sched_setaffinity(0, setting.cpus)
+
+    environment = os.environ | used.environment()
+    return subprocess.Popen(  # type: ignore[call-overload, no-any-return]
+        command,
+        stdin=subprocess.DEVNULL,
+        preexec_fn=enter,  # noqa: PLW1509 - this program has one thread
+        start_new_session=True,
+        env=environment,
+        **options,
+    )
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def _wait_until_it_answers(process: subprocess.Popen[bytes], address: tuple[str, int], what: str) -> None:
+    end = time.monotonic() + START_DEADLINE_S
+    while time.monotonic() < end:
+        if process.poll() is not None:
+            raise ServerError(f"{what} ended with status {process.returncode} before it answered")
+        try:
+            socket.create_connection(address, 1.0).close()
+            return
+        except OSError:
+            time.sleep(0.02)
+    raise ServerError(f"{what} did not answer within {START_DEADLINE_S:g} s")
+
+
+def _start_nginx(setting: Setting, used: Account) -> Server:
+    port = _free_port()
+    configuration = setting.directory / "nginx.conf"
+    configuration.write_text(
+        NGINX_CONFIGURATION.format(
+            workers=setting.workers,
+            files_max=resource.getrlimit(resource.RLIMIT_NOFILE)[1],
+            directory=setting.directory,
+            host="127.0.0.1",
+            port=port,
+            certificate=setting.certificate,
+            key=setting.key,
+            site=setting.site,
+            open_file_cache=NGINX_OPEN_FILE_CACHE if setting.nginx_open_file_cache else "",
+            ktls="ssl_conf_command Options KTLS;" if setting.ktls != "off" else "",
+        )
+    )
+    program = os.environ.get("NGINX", "/usr/sbin/nginx")
+    version = subprocess.run([program, "-v"], capture_output=True, text=True, check=True).stderr.split("/")[-1].strip()
+    process = _popen([program, "-p", str(setting.directory), "-c", str(configuration), "-e", "stderr"], setting, used)
+    address = ("127.0.0.1", port)
+    _wait_until_it_answers(process, address, "nginx")
+    return Server("nginx", version, address, used, process, "kernel (TX)" if setting.ktls != "off" else "user")
+
+
+def _start_kdaemon(setting: Setting, used: Account) -> Server:
+    command = [
+        sys.executable, "-m", "kdaemon", "serve", str(setting.site), "--listen", "127.0.0.1:0",
+        "--cert", str(setting.certificate), "--key", str(setting.key),
+        "--workers", str(setting.workers), "--ktls", setting.ktls,
+    ]  # fmt: skip
+    process = _popen(command, setting, used, stdout=subprocess.PIPE, bufsize=0)
+    assert process.stdout is not None
+    line = b""
+    while not line.startswith(b"ready "):
+        readable, _, _ = select.select([process.stdout], [], [], START_DEADLINE_S)
+        line = process.stdout.readline() if readable else b""
+        if not line:
+            raise ServerError("kdaemon was not ready: " + (f"status {process.poll()}" if readable else "deadline"))
+    match = re.match(rb"ready https://([\d.]+):(\d+)/ backend=(\w+)", line)
+    if match is None:
+        raise ServerError(f"not a ready line: {line!r}")
+    host, port, backend = (group.decode() for group in match.groups())
+    said = subprocess.run([sys.executable, "-c", "import kdaemon; print(kdaemon.__version__)"],
+                          capture_output=True, text=True, check=True)  # fmt: skip
+    return Server("kdaemon", said.stdout.strip(), (host, int(port)), used, process, backend)
+
+
+START: dict[str, Callable[[Setting, Account], Server]] = {"nginx": _start_nginx, "kdaemon": _start_kdaemon}
+
+
+@contextmanager
+def running(name: str, setting: Setting) -> Iterator[Server]:
+    """A server, ready and checked; stopped by SIGTERM at the end."""
+    setting.directory.mkdir(parents=True, exist_ok=True)
+    used = account(f"kdaemon-benchmark-{os.getpid()}-{setting.directory.name}")
+    server: Server | None = None
+    try:
+        server = START[name](setting, used)
+        _check_affinity(server, setting.cpus)
+        yield server
+    finally:
+        if server is not None:
+            server.process.terminate()
+            try:
+                server.process.wait(STOP_DEADLINE_S)
+            except subprocess.TimeoutExpired:
+                print(f"{name} did not stop by SIGTERM within {STOP_DEADLINE_S:g} s", file=sys.stderr)
+        _end_all(used)
+
+
+def _end_all(used: Account) -> None:
+    """What is left of a server (it should be nothing) is killed, by process id, and its account closed."""
+    end = time.monotonic() + STOP_DEADLINE_S
+    while (pids := used.pids()) and time.monotonic() < end:
+        for pid in pids:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+        time.sleep(0.05)
+    used.close()
+
+
+def fetch_sha256(address: tuple[str, int], path: str, certificate: Path) -> tuple[str, int]:
+    """SHA-256 and length of what is served at `path`, over a verified TLS 1.3 connection."""
+    context = ssl.create_default_context(cafile=str(certificate))
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    connection = http.client.HTTPSConnection(address[0], address[1], timeout=START_DEADLINE_S, context=context)
+    connection.request("GET", path)
+    response = connection.getresponse()
+    digest, length = hashlib.sha256(), 0
+    while piece := response.read(1 << 20):
+        digest.update(piece)
+        length += len(piece)
+    connection.close()
+    if response.status != 200:
+        raise ServerError(f"GET {path} was answered with {response.status}")
+    return digest.hexdigest(), length
