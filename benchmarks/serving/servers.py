@@ -59,9 +59,8 @@ http {{
     }}
 }}
 """
-# Off unless asked for, as in Debian's own configuration. It spares nginx open, fstat and close for each request, and makes
-# requests for small files 1.6 times cheaper, so the comparison is worth making both ways. The daemon looks at an open
-# file again at most once a second; nginx is then given the same.
+# Off unless asked for, as in Debian's own configuration. It spares nginx open, fstat and close for each request, so the
+# comparison is worth making both ways. The daemon looks at an open file again at most once a second: nginx gets the same.
 NGINX_OPEN_FILE_CACHE = "open_file_cache max=1000 inactive=60s; open_file_cache_valid 1s;"
 
 
