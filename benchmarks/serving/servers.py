@@ -60,7 +60,7 @@ http {{
 }}
 """
 # Off unless asked for, as in Debian's own configuration. It spares nginx open, fstat and close for each request, so the
-# comparison is worth making both ways. The daemon looks at an open file again at most once a second: nginx gets the same.
+# comparison is worth making both ways. The daemon looks at an open file again at most once a second, as nginx then.
 NGINX_OPEN_FILE_CACHE = "open_file_cache max=1000 inactive=60s; open_file_cache_valid 1s;"
 
 
