@@ -1,0 +1,103 @@
+"""What the owner of an engine decides: credentials, preferences, policies. Shared by all connections of a worker, never
+changed by one.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from kdaemon.tls.constants import CipherSuite
+from kdaemon.tls.extensions import serialize_certificate_status
+from kdaemon.tls.handshake import KeyLog
+from kdaemon.tls.key_exchange import SUPPORTED_GROUPS, KeyShareFactory, generate_key_share
+from kdaemon.tls.key_schedule import HashParameters
+from kdaemon.tls.messages import Certificate, CertificateEntry, serialize_certificate
+from kdaemon.tls.tickets import TicketKeys
+
+#: Judges a peer's chain, end entity first, at a time in seconds since the epoch. Raises a TlsFault that names what is
+#: wrong.
+ChainVerifier = Callable[[Sequence[bytes], float], None]
+
+DEFAULT_CIPHER_SUITES = (
+    CipherSuite.TLS_AES_128_GCM_SHA256,
+    CipherSuite.TLS_AES_256_GCM_SHA384,
+    CipherSuite.TLS_CHACHA20_POLY1305_SHA256,
+)
+
+
+class Credential:
+    """A certificate chain and the name under which the key holder knows its key.
+
+    ``chain_der``: end entity first. ``schemes``: what the key can sign with, best first (signing.schemes_of_key).
+    ``ocsp``: a DER OCSP response to staple, or None. Immutable: make a new one when the response changes.
+    """
+
+    __slots__ = ("_messages", "chain_der", "key_id", "ocsp", "schemes")
+
+    def __init__(
+        self, key_id: str, chain_der: Sequence[bytes], schemes: Sequence[int], ocsp: bytes | None = None
+    ) -> None:
+        if not chain_der or not schemes:
+            raise ValueError("a credential needs a certificate and a signature scheme")
+        self.key_id = key_id
+        self.chain_der = tuple(chain_der)
+        self.schemes = tuple(schemes)
+        self.ocsp = ocsp
+        # The Certificate message is the same for all connections: made once, without and with the stapled response.
+        self._messages = (self._serialize(False), self._serialize(ocsp is not None))
+
+    def certificate_message(self, with_status: bool) -> bytes:
+        """The Certificate message of a handshake (empty request context)."""
+        return self._messages[with_status]
+
+    def _serialize(self, with_status: bool) -> bytes:
+        status = {5: serialize_certificate_status(self.ocsp)} if with_status and self.ocsp is not None else {}
+        entries = [CertificateEntry(der, status if index == 0 else {}) for index, der in enumerate(self.chain_der)]
+        return serialize_certificate(Certificate(b"", tuple(entries)))
+
+
+@dataclass(frozen=True, slots=True)
+class ExternalPsk:
+    """A pre-shared key from outside TLS (RFC 8446 §4.2.11); its hash decides which suites it can be used with."""
+
+    identity: bytes
+    key: bytes
+    hash: HashParameters
+
+    def __repr__(self) -> str:
+        return f"ExternalPsk(identity={self.identity!r}, hash={self.hash.name})"
+
+
+@dataclass(frozen=True, slots=True)
+class ClientAuthentication:
+    """Ask clients for a certificate. ``authorities``: DER distinguished names to hint at."""
+
+    verify: ChainVerifier
+    required: bool = True
+    authorities: tuple[bytes, ...] = ()
+
+
+@dataclass(slots=True, kw_only=True)
+class ServerConfig:
+    """A server's decisions.
+
+    ``credentials(server_name, signature_algorithms)`` gives the credential for a name (None: the client sent none), or
+    None, or raises UnrecognizedName. ``ticket_keys`` None: no tickets, no resumption; assign a new object to rotate.
+    ``psk_required`` refuses clients that bring no known PSK. ``record_size_limit`` is what this side takes (64..16385);
+    None leaves RFC 8449 unnegotiated: set it only if whoever sends on the connection honours
+    ``Established.record_size_max``.
+    """
+
+    credentials: Callable[[str | None, tuple[int, ...]], Credential | None] | None = None
+    cipher_suites: tuple[int, ...] = DEFAULT_CIPHER_SUITES
+    groups: tuple[int, ...] = SUPPORTED_GROUPS
+    alpn: tuple[bytes, ...] = ()
+    ticket_keys: TicketKeys | None = None
+    ticket_count: int = 1
+    ticket_lifetime_s: int = 86_400
+    external_psk: Callable[[bytes], ExternalPsk | None] | None = None
+    psk_required: bool = False
+    client_auth: ClientAuthentication | None = None
+    record_size_limit: int | None = None
+    advertise_groups: tuple[int, ...] = ()
+    key_log: KeyLog | None = None
+    generate_key_share: KeyShareFactory = generate_key_share
