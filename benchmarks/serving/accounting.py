@@ -22,15 +22,16 @@ def _fields(path: Path) -> dict[str, int]:
 
 
 class Account(ABC):
-    """What one server has used. It is started with `environment` and calls `enter` between fork and exec."""
+    """What one server has used."""
 
     method: str
 
-    def environment(self) -> dict[str, str]:
-        return {}
-
     @abstractmethod
-    def enter(self) -> None: ...
+    def enter(self) -> None:
+        """Called in the server's first process between fork and exec."""
+
+    def started(self, pid: int) -> None:  # noqa: B027 - most accounts need not know
+        """Called with the first process's id, which leads a session."""
 
     @abstractmethod
     def pids(self) -> list[int]: ...
@@ -91,7 +92,7 @@ class CgroupV1(Account):
 
 
 class CgroupV2(Account):
-    """One group; the memory controller must be enabled for the children of this process's group."""
+    """One group; the memory controller is enabled for the children of this process's group if it is not yet."""
 
     method = "cgroup v2: cpu.stat, memory.current less page cache"
 
@@ -99,9 +100,12 @@ class CgroupV2(Account):
         parent = _CGROUPS / _own_group("").lstrip("/")
         self._group = parent / name
         self._group.mkdir()
-        if not (self._group / "memory.current").exists():
+        try:
+            if not (self._group / "memory.current").exists():
+                (parent / "cgroup.subtree_control").write_text("+memory")
+        except OSError:  # a group with processes of its own, other than the root, may not give controllers away
             self._group.rmdir()
-            raise OSError(f"the memory controller is not enabled in {parent}/cgroup.subtree_control")
+            raise
 
     def enter(self) -> None:
         (self._group / "cgroup.procs").write_text(str(os.getpid()))
@@ -121,19 +125,19 @@ class CgroupV2(Account):
 
 
 class Proc(Account):
-    """The processes with a mark in their environment, summed from /proc."""
+    """The server's first process, the session it leads and all their children, summed from /proc."""
 
     method = "sum over /proc: stat of processes and ended children, PSS, growth of the system's slab"
 
-    def __init__(self, name: str) -> None:
-        self._name = name
+    def __init__(self) -> None:
+        self._first = 0
         self._slab_before = self._slab_bytes()
-
-    def environment(self) -> dict[str, str]:
-        return {"KDAEMON_BENCHMARK": self._name}
 
     def enter(self) -> None:
         pass
+
+    def started(self, pid: int) -> None:
+        self._first = pid
 
     @staticmethod
     def _slab_bytes() -> int:
@@ -142,14 +146,23 @@ class Proc(Account):
         return 1024 * (kib["Slab"] + kib["KernelStack"] + kib["PageTables"])
 
     def pids(self) -> list[int]:
-        mark, found = f"KDAEMON_BENCHMARK={self._name}".encode(), []
+        found = {self._first}
+        parents: dict[int, int] = {}
         for entry in Path("/proc").iterdir():
+            if not entry.name.isdigit():
+                continue
             try:
-                if entry.name.isdigit() and mark in (entry / "environ").read_bytes().split(b"\0"):
-                    found.append(int(entry.name))
+                fields = (entry / "stat").read_text().rpartition(")")[2].split()
             except OSError:
                 continue
-        return found
+            if fields[0] in "ZX":
+                continue
+            parents[int(entry.name)] = int(fields[1])
+            if int(fields[3]) == self._first:
+                found.add(int(entry.name))
+        while more := {pid for pid, parent in parents.items() if parent in found and pid not in found}:
+            found |= more
+        return sorted(found & parents.keys())
 
     def cpu_seconds(self) -> float:
         ticks = 0
@@ -187,4 +200,4 @@ def account(name: str) -> Account:
             return kind(name)
         except OSError:
             continue
-    return Proc(name)
+    return Proc()

@@ -113,15 +113,15 @@ def _popen(command: Sequence[str], setting: Setting, used: Account, **options: o
         used.enter()
         os.sched_setaffinity(0, setting.cpus)
 
-    environment = os.environ | used.environment()
-    return subprocess.Popen(  # type: ignore[call-overload, no-any-return]
+    process = subprocess.Popen(  # type: ignore[call-overload]
         command,
         stdin=subprocess.DEVNULL,
         preexec_fn=enter,  # noqa: PLW1509 - this program has one thread
         start_new_session=True,
-        env=environment,
         **options,
     )
+    used.started(process.pid)
+    return process  # type: ignore[no-any-return]
 
 
 def _free_port() -> int:
