@@ -1,0 +1,104 @@
+"""The supervisor's children: a process, its pidfd, its channel, and when to start the next one after it died."""
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import Callable
+from contextlib import suppress
+
+from kdaemon.channel import Channel, Message
+
+BACK_OFF_FIRST_S = 0.05
+BACK_OFF_MAX_S = 5.0
+STABLE_S = 10.0  # a process that lived so long starts with a clean record
+
+
+class BackOff:
+    """Delay before a replacement: none after a long life, doubled after each short one."""
+
+    def __init__(self) -> None:
+        self._delay_s = 0.0
+        self._started = time.monotonic()
+        self.restarts = 0
+
+    def started(self) -> None:
+        self._started = time.monotonic()
+
+    def died(self) -> float:
+        """Seconds to wait before the replacement starts."""
+        if time.monotonic() - self._started >= STABLE_S:
+            self._delay_s = 0.0
+        delay_s = self._delay_s
+        self._delay_s = min(BACK_OFF_MAX_S, max(BACK_OFF_FIRST_S, delay_s * 2))
+        self.restarts += 1
+        return delay_s
+
+
+class Child:
+    """A running process of the daemon, watched by the event loop. Owns the pidfd and its end of the channel.
+
+    `on_message(child, message, fds)` gets what it says, `on_exit(child, status)` its end, once, with the wait status.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        pid: int,
+        channel: Channel,
+        on_message: Callable[["Child", Message, list[int]], None],
+        on_exit: Callable[["Child", int], None],
+    ) -> None:
+        self.name = name
+        self.pid = pid
+        self.channel = channel
+        self._on_message = on_message
+        self._on_exit = on_exit
+        self._pidfd = os.pidfd_open(pid)
+        self._loop = asyncio.get_running_loop()
+        channel.socket.setblocking(False)
+        self._loop.add_reader(channel.fileno(), self._readable)
+        self._loop.add_reader(self._pidfd, self._exited)
+
+    def send(self, message: Message, fds: tuple[int, ...] = ()) -> None:
+        """Sends a message; a child that is gone, or that has not read for a long time, does not get it."""
+        with suppress(OSError):
+            self.channel.send(message, fds)
+
+    def kill(self, number: int = signal.SIGKILL) -> None:
+        """Sends a signal; harmless when the process has ended."""
+        if self._pidfd >= 0:
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfd, number)
+
+    def _readable(self) -> None:
+        while self._pidfd >= 0:
+            try:
+                message, fds = self.channel.receive()
+            except BlockingIOError:
+                return
+            except (EOFError, OSError):
+                self._loop.remove_reader(self.channel.fileno())  # its exit comes through the pidfd
+                return
+            self._on_message(self, message, fds)
+
+    def _exited(self) -> None:
+        self._readable()  # its last words
+        self._loop.remove_reader(self._pidfd)
+        with suppress(ValueError, OSError):
+            self._loop.remove_reader(self.channel.fileno())
+        try:
+            _, status = os.waitpid(self.pid, 0)
+        except ChildProcessError:
+            status = 0
+        os.close(self._pidfd)
+        self._pidfd = -1
+        self.channel.close()
+        self._on_exit(self, status)
+
+
+def describe_status(status: int) -> str:
+    """A wait status in words."""
+    if os.WIFSIGNALED(status):
+        return f"killed by {signal.Signals(os.WTERMSIG(status)).name}"
+    return f"exit status {os.waitstatus_to_exitcode(status)}"

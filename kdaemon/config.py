@@ -1,0 +1,279 @@
+"""Configuration: a TOML file, or the command line of ``kdaemon serve``, as frozen dataclasses.
+
+Strict: an unknown key, a wrong type or a value out of range is a `ConfigError` that names file, line and key.
+A `Config` crosses process boundaries as plain values (`to_mapping`, `from_mapping`); every process checks what it gets.
+docs/configuration.md describes every key.
+"""
+
+import dataclasses
+import os
+import tomllib
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+RecordLayerPolicy = Literal["auto", "require", "off"]
+
+
+class ConfigError(Exception):
+    """A configuration that cannot be used; the message is one line: where, which key, what is wrong."""
+
+
+def _integer(default: int, minimum: int, maximum: int) -> int:
+    return field(default=default, metadata={"minimum": minimum, "maximum": maximum})
+
+
+def _path(default: str = "") -> str:
+    return field(default=default, metadata={"path": True})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listener:
+    address: str  # "ADDR:PORT", "[ADDR]:PORT"; port 0: the kernel chooses
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Site:
+    root: str = field(metadata={"path": True})
+    names: tuple[str, ...] = ()  # server names it answers to; empty: every other name
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Certificate:
+    chain: str = field(metadata={"path": True})  # PEM, the leaf first
+    key: str = field(metadata={"path": True})  # PEM, unencrypted; read by keymgr only
+    ocsp: str = _path()  # DER OCSP response to staple
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deadlines:
+    """Every wait has one of these; milliseconds."""
+
+    handshake_ms: int = _integer(10_000, 100, 600_000)
+    header_ms: int = _integer(60_000, 100, 3_600_000)
+    body_ms: int = _integer(60_000, 100, 3_600_000)
+    send_ms: int = _integer(60_000, 100, 3_600_000)
+    idle_ms: int = _integer(75_000, 100, 86_400_000)
+    close_ms: int = _integer(5_000, 10, 600_000)
+    signing_ms: int = _integer(5_000, 100, 600_000)
+    drain_ms: int = _integer(60_000, 0, 86_400_000)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    connections_max: int = _integer(65_536, 1, 1_048_576)  # per worker
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tickets:
+    count: int = _integer(1, 0, 8)  # per full handshake; 0: no resumption
+    lifetime_s: int = _integer(7_200, 60, 604_800)
+    rotation_s: int = _integer(3_600, 60, 604_800)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Users:
+    """Accounts to change to when started as root; empty: stay."""
+
+    worker: str = ""
+    keymgr: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Log:
+    format: Literal["text", "json"] = "text"
+    level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    listen: tuple[Listener, ...] = (Listener(address="127.0.0.1:8443"), Listener(address="[::1]:8443"))
+    site: tuple[Site, ...] = ()
+    certificate: tuple[Certificate, ...] = ()
+    workers: int = _integer(0, 0, 1024)  # 0: one per CPU this process may use
+    ktls: RecordLayerPolicy = "auto"
+    keylog: str = _path()  # traffic secrets in the NSS key log format; for debugging only
+    socket: str = _path()  # control and libtls socket; empty: see default_socket_path()
+    deadlines: Deadlines = Deadlines()
+    limits: Limits = Limits()
+    tickets: Tickets = Tickets()
+    users: Users = Users()
+    log: Log = Log()
+
+
+def load(path: str | Path) -> Config:
+    """Reads and checks the TOML file at `path`. Relative paths in it are relative to its own folder.
+
+    Raises ConfigError; an unreadable file is one too.
+    """
+    path = Path(path)
+    try:
+        text = path.read_bytes().decode()
+        mapping = tomllib.loads(text)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: not TOML: {error}") from None
+    try:
+        config = from_mapping(mapping, base=path.resolve().parent)
+        check(config)
+    except _KeyProblem as problem:
+        line = _line_of(text, problem.keys)
+        raise ConfigError(f"{path}:{line}: {problem}") from None
+    return config
+
+
+def from_mapping(mapping: Mapping[str, Any], base: Path | None = None) -> Config:
+    """Builds a Config from nested plain values; relative paths are taken from the folder `base` (None: left alone)."""
+    return typing.cast(Config, _build(Config, mapping, (), base))
+
+
+def to_mapping(config: Config) -> dict[str, Any]:
+    """Plain values that survive JSON and give the same Config through from_mapping()."""
+    return dataclasses.asdict(config)
+
+
+def check(config: Config) -> None:
+    """Checks what types cannot say. Raises ConfigError."""
+    seen: dict[tuple[str, int], int] = {}
+    for index, listener in enumerate(config.listen):
+        keys = ("listen", index, "address")
+        try:
+            address = parse_address(listener.address)
+        except ValueError as error:
+            raise _KeyProblem(keys, str(error)) from None
+        if address[1] and address in seen:
+            raise _KeyProblem(keys, f"{listener.address!r} is listed twice")
+        seen[address] = index
+    for index, site in enumerate(config.site):
+        if not Path(site.root).is_dir():
+            raise _KeyProblem(("site", index, "root"), f"{site.root!r} is not a folder")
+    if len([site for site in config.site if not site.names]) > 1:
+        raise _KeyProblem(("site", len(config.site) - 1), "only one site may leave out names")
+    for index, certificate in enumerate(config.certificate):
+        for name in ("chain", "key", "ocsp"):
+            value = getattr(certificate, name)
+            if (value or name != "ocsp") and not Path(value).is_file():
+                raise _KeyProblem(("certificate", index, name), f"{value!r} is not a file")
+    if config.tickets.rotation_s > config.tickets.lifetime_s:
+        raise _KeyProblem(("tickets", "rotation_s"), "must not be longer than lifetime_s")
+
+
+def parse_address(address: str) -> tuple[str, int]:
+    """ "127.0.0.1:8443" or "[::1]:8443" -> (host, port). Raises ValueError."""
+    host, colon, port = address.rpartition(":")
+    if not colon or not port.isdecimal() or int(port) > 65535:
+        raise ValueError(f"{address!r} is not ADDRESS:PORT")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    elif ":" in host:
+        raise ValueError(f"{address!r}: write an IPv6 address in brackets, [{host}]:{port}")
+    if not host:
+        raise ValueError(f"{address!r} has no address; use 0.0.0.0 or [::] for all")
+    return host, int(port)
+
+
+def default_socket_path() -> str:
+    """Where the daemon's UNIX socket is when nothing else was said (DESIGN section 6)."""
+    if path := os.environ.get("KDAEMON_SOCKET"):
+        return path
+    runtime = os.environ.get("XDG_RUNTIME_DIR")
+    if not runtime:
+        runtime = "/run" if os.geteuid() == 0 else f"/run/user/{os.geteuid()}"
+        if not os.access(runtime, os.W_OK):
+            runtime = os.environ.get("TMPDIR", "/tmp")
+            return f"{runtime}/kdaemon-{os.geteuid()}.sock"
+    return f"{runtime}/kdaemon.sock"
+
+
+class _KeyProblem(ConfigError):
+    """A problem at one key; `keys` is its path (table names, indices, key)."""
+
+    def __init__(self, keys: tuple[str | int, ...], message: str) -> None:
+        name = ".".join(str(key) for key in keys if isinstance(key, str))
+        super().__init__(f"{name}: {message}")
+        self.keys = keys
+
+
+_TYPE_NAMES = {str: "a string", int: "an integer", bool: "true or false"}
+
+
+def _build(kind: Any, value: Any, keys: tuple[str | int, ...], base: Path | None) -> Any:
+    """Checks `value` against the type `kind` and converts it."""
+    if dataclasses.is_dataclass(kind):
+        return _build_table(kind, value, keys, base)
+    origin = typing.get_origin(kind)
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise _KeyProblem(keys, "must be an array")
+        item = typing.get_args(kind)[0]
+        return tuple(_build(item, entry, (*keys, index), base) for index, entry in enumerate(value))
+    if origin is Literal:
+        choices = typing.get_args(kind)
+        if value not in choices:
+            raise _KeyProblem(keys, f"{value!r} is not one of {', '.join(map(repr, choices))}")
+        return value
+    # bool is a subclass of int, but "workers = true" is a mistake
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise _KeyProblem(keys, f"must be {_TYPE_NAMES[kind]}, not {value!r}")
+    return value
+
+
+def _build_table(kind: Any, value: Any, keys: tuple[str | int, ...], base: Path | None) -> Any:
+    if not isinstance(value, Mapping):
+        raise _KeyProblem(keys, "must be a table")
+    fields = {entry.name: entry for entry in dataclasses.fields(kind)}
+    types_ = typing.get_type_hints(kind)
+    arguments: dict[str, Any] = {}
+    for name, entry in value.items():
+        here = (*keys, name)
+        if name not in fields:
+            raise _KeyProblem(here, f"unknown key; known here: {', '.join(fields)}")
+        result = _build(types_[name], entry, here, base)
+        metadata = fields[name].metadata
+        if "minimum" in metadata and not metadata["minimum"] <= result <= metadata["maximum"]:
+            raise _KeyProblem(here, f"{result} is not in {metadata['minimum']}..{metadata['maximum']}")
+        if metadata.get("path") and result and base is not None:
+            result = str(base / result)
+        arguments[name] = result
+    missing = [
+        name
+        for name, entry in fields.items()
+        if name not in arguments
+        and isinstance(entry.default, type(dataclasses.MISSING))
+        and isinstance(entry.default_factory, type(dataclasses.MISSING))
+    ]
+    if missing:
+        raise _KeyProblem((*keys, missing[0]), "is required and missing")
+    return kind(**arguments)
+
+
+def _line_of(text: str, keys: tuple[str | int, ...]) -> int:
+    """Line (from 1) on which the value at `keys` begins.
+
+    tomllib gives no positions, but it can say of every prefix of the file what it holds: the value ends where the
+    shortest prefix that holds it ends, and begins behind the prefix before. Errors are rare and files short.
+    """
+    lines = text.splitlines(keepends=True)
+    for depth in range(len(keys), 0, -1):  # a missing key is reported at the table that lacks it
+        begin = 0
+        for end in range(1, len(lines) + 1):
+            try:
+                mapping = tomllib.loads("".join(lines[:end]))
+            except tomllib.TOMLDecodeError:
+                continue  # in the middle of a value that spans lines
+            if _holds(mapping, keys[:depth]):
+                return begin + 1
+            begin = end
+    return 1
+
+
+def _holds(value: Any, keys: tuple[str | int, ...]) -> bool:
+    for key in keys:
+        try:
+            value = value[key]
+        except (KeyError, IndexError, TypeError):
+            return False
+    return True

@@ -1,0 +1,94 @@
+"""The hand-over of an established connection to the engine, and the policy that goes with it.
+
+Which record layer: `auto` takes the kernel's where the kernel was probed to support the negotiated suite, `require`
+negotiates only such suites and lets no connection go another way, `off` never asks the kernel. The engine validates
+and commits; this module says what it is given. Which service and site: by ALPN and by server name.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from kdaemon_pyx.engine import Engine
+
+from kdaemon.config import Config, RecordLayerPolicy, Site
+from kdaemon.key_protocol import TicketKey
+from kdaemon.tls import tickets
+from kdaemon.tls.configuration import DEFAULT_CIPHER_SUITES, Credential, ServerConfig
+from kdaemon.tls.handshake import Established
+
+SERVICE_FILES = 0
+SERVICES = {b"http/1.1": SERVICE_FILES, None: SERVICE_FILES}  # by ALPN protocol; None: the client offered none
+
+
+@dataclass(frozen=True, slots=True)
+class KtlsFacts:
+    """What the supervisor's probe found, as far as workers need it (kdaemon/ktls.py has the whole)."""
+
+    available: bool
+    reason: str
+    suites: frozenset[int]
+    rekey: bool
+
+
+class ConnectionPolicy:
+    """Decides where an established connection goes. Immutable; a reload makes another."""
+
+    def __init__(self, sites: Sequence[Site]) -> None:
+        self._site_by_name = {name.lower(): index for index, site in enumerate(sites) for name in site.names}
+        self._site_default = next((index for index, site in enumerate(sites) if not site.names), 0)
+
+    def site(self, server_name: str | None) -> int:
+        """Index of the site that answers to `server_name`."""
+        return self._site_by_name.get((server_name or "").lower(), self._site_default)
+
+    def install(self, engine: Engine, connection: int, established: Established) -> None:
+        """Gives the connection to the engine; the caller drops the handshake, and every secret with it, right after."""
+        tx, rx = established.tx, established.rx
+        engine.install(
+            connection,
+            cipher_suite=established.cipher_suite,
+            tx_key=tx.key,
+            tx_iv=tx.iv,
+            tx_sequence=tx.sequence,
+            tx_secret=tx.secret,
+            rx_key=rx.key,
+            rx_iv=rx.iv,
+            rx_sequence=rx.sequence,
+            rx_secret=rx.secret,
+            resumption_secret=established.resumption_secret,
+            leftover=established.leftover,
+            service=SERVICES[established.alpn],
+            site=self.site(established.server_name),
+        )
+
+
+def engine_record_layer(config: Config, ktls: KtlsFacts) -> RecordLayerPolicy:
+    """The engine's `record_layer`: without kTLS `auto` is `off`, which spares each connection the attempt."""
+    if config.ktls == "auto" and not ktls.available:
+        return "off"
+    return config.ktls
+
+
+def server_config(
+    config: Config,
+    ktls: KtlsFacts,
+    credentials: Callable[[str | None, tuple[int, ...]], Credential | None],
+    ticket_keys: Sequence[TicketKey],
+    key_log: Callable[[str], None] | None,
+) -> ServerConfig:
+    """What the handshakes of a worker negotiate: with `require` only the suites that the kernel takes."""
+    suites: tuple[int, ...] = DEFAULT_CIPHER_SUITES
+    if config.ktls == "require":
+        suites = tuple(suite for suite in suites if suite in ktls.suites)
+    resumption = config.tickets.count > 0 and bool(ticket_keys)
+    return ServerConfig(
+        credentials=credentials,
+        cipher_suites=suites,
+        alpn=tuple(protocol for protocol in SERVICES if protocol is not None),
+        ticket_keys=tickets.TicketKeys(tickets.TicketKey(entry.name, entry.key) for entry in ticket_keys)
+        if resumption
+        else None,
+        ticket_count=config.tickets.count,
+        ticket_lifetime_s=config.tickets.lifetime_s,
+        key_log=key_log,
+    )

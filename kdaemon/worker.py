@@ -1,0 +1,302 @@
+"""A worker process: the control thread's event loop here, one engine thread beside it on the same CPU.
+
+Forked by the zygote. The loop waits for three things: the engine's events, keymgr's answers, the supervisor's
+words. Each wake-up handles all that is there, then wakes the others once. The supervisor's end is noticed by its
+socket's end of file and by the parent-death signal; the worker then closes its listeners, says goodbye to its
+connections and leaves.
+"""
+
+import os
+import select
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from kdaemon_pyx import engine as events
+from kdaemon_pyx.engine import Engine
+
+from kdaemon import process
+from kdaemon.channel import Channel, Message
+from kdaemon.config import Config, from_mapping
+from kdaemon.control_records import ControlRecords
+from kdaemon.credential_store import CredentialStore
+from kdaemon.handoff import ConnectionPolicy, KtlsFacts, engine_record_layer, server_config
+from kdaemon.handshake_driver import HandshakeDriver
+from kdaemon.key_client import KeyChannel, KeyClient
+from kdaemon.key_protocol import TicketKey
+from kdaemon.observe import KeyLogFile, configure_logging, get_logger
+
+ORPHAN_DEADLINE_MS = 500  # what connections get when the supervisor is gone
+ORPHAN_KILL_S = 5  # and when the kernel ends what has not ended by then
+
+
+class Worker:
+    """State and event loop of the control thread."""
+
+    def __init__(self, supervisor: Channel, index: int) -> None:
+        self._supervisor = supervisor
+        self._index = index
+        self._log = get_logger()
+        self._epoll = select.epoll()
+        self._readers: dict[int, Callable[[int], None]] = {}
+        self._leaving = False
+        self._draining = False
+        self._reported_ready = False
+        self._listener_fds: dict[int, int] = {}  # listener number -> descriptor, owned until EVENT_UNLISTENED
+        self._config = Config()
+        self._ktls = KtlsFacts(False, "", frozenset(), False)
+        self._cpu = -1
+        self._credentials = CredentialStore(())
+        self._keys_channels: dict[int, KeyChannel] = {}
+        self._backends: dict[tuple[str, str], int] = {}
+        self._ticket_keys: list[TicketKey] = []
+        self._key_log: KeyLogFile | None = None
+        self._engine: Engine | None = None
+        self._engine_error = ""
+        self._thread = threading.Thread(target=self._run_engine, name="engine", daemon=True)
+        self._wake_reader, self._wake_writer = socket.socketpair()
+        self._wake_reader.setblocking(False)
+        self._wake_writer.setblocking(False)
+
+    def run(self) -> int:
+        """Serves until told to leave; returns the exit status."""
+        signal.signal(signal.SIGTERM, lambda *_: self._orphaned())  # the parent-death signal
+        self._watch(self._supervisor.fileno(), self._supervisor_says)
+        self._watch(self._wake_reader.fileno(), self._woken)
+        while not self._leaving:
+            timeout = self._keys.expire(time.monotonic()) if self._engine is not None else None
+            for fd, mask in self._epoll.poll(timeout):
+                if reader := self._readers.get(fd):
+                    reader(mask)
+            if self._engine is not None:
+                self._keys.flush()
+                self._engine.flush()
+        if self._thread.is_alive():
+            assert self._engine is not None
+            self._engine.stop()
+            self._engine.flush()
+            self._thread.join()
+        return 1 if self._engine_error else 0
+
+    def _watch(self, fd: int, reader: Callable[[int], None], mask: int = select.EPOLLIN) -> None:
+        self._readers[fd] = reader
+        self._epoll.register(fd, mask)
+
+    def _unwatch(self, fd: int) -> None:
+        self._epoll.unregister(fd)
+        del self._readers[fd]
+
+    # The engine
+
+    def _start_engine(self) -> None:
+        deadlines = self._config.deadlines
+        self._engine = Engine(
+            cpu=self._cpu,
+            connections_max=self._config.limits.connections_max,
+            record_layer=engine_record_layer(self._config, self._ktls),
+            ktls_suites=self._ktls.suites,
+            ktls_rekey=self._ktls.rekey,
+            deadlines_ms={
+                "handshake": deadlines.handshake_ms,
+                "header": deadlines.header_ms,
+                "body": deadlines.body_ms,
+                "send": deadlines.send_ms,
+                "idle": deadlines.idle_ms,
+                "close": deadlines.close_ms,
+            },
+        )
+        self._keys = KeyClient(self._signature, self._take_ticket_keys, deadlines.signing_ms / 1000)
+        self._driver = HandshakeDriver(self._engine, self._keys, self._log)
+        self._control_records = ControlRecords(self._engine, self._log)
+        self._thread.start()
+        self._watch(self._engine.event_fd(), self._engine_events)
+
+    def _run_engine(self) -> None:
+        assert self._engine is not None
+        try:
+            self._engine.run()
+        except OSError as error:
+            self._engine_error = f"io_uring cannot be used: {error.strerror or error} (see: kdaemon doctor)"
+            self._wake_writer.send(b"e")
+
+    def _woken(self, _mask: int) -> None:
+        self._wake_reader.recv(64)
+        self._say({"type": "failed", "reason": self._engine_error})
+        self._leaving = True
+
+    def _engine_events(self, _mask: int) -> None:
+        assert self._engine is not None
+        driver = self._driver
+        event: Any
+        for event in self._engine.events():
+            kind = event[0]
+            if kind == events.EVENT_RECORDS:
+                driver.records(event[1], event[3])
+            elif kind == events.EVENT_CLOSED:
+                driver.closed(event[1], event[2])
+            elif kind == events.EVENT_INSTALLED:
+                self._installed(event[2], event[3])
+            elif kind == events.EVENT_CONTROL_RECORD:
+                self._control_records.received(event[1], event[2], event[3], event[4])
+            elif kind == events.EVENT_END_OF_FILE:
+                driver.end_of_file(event[1])
+            elif kind == events.EVENT_REKEYED:
+                self._control_records.rekeyed(event[1], event[2], event[3])
+            elif kind == events.EVENT_ACCEPT_PAUSED:
+                self._log.warning(
+                    "accept paused", problem=os.strerror(event[2]), remedy="raise the limit of open files"
+                )
+            elif kind == events.EVENT_UNLISTENED:
+                self._unlistened(event[1])
+            elif kind == events.EVENT_DRAINED:
+                self._say({"type": "drained", "cut": event[1]})
+                self._leaving = True
+
+    def _installed(self, backend: str, reason: str) -> None:
+        """Tells each reason for a record layer once."""
+        if (backend, reason) not in self._backends:
+            self._log.info("record layer", backend=backend, reason=reason)
+        self._backends[backend, reason] = self._backends.get((backend, reason), 0) + 1
+
+    # keymgr
+
+    def _signature(self, connection: int, signature: bytes) -> None:
+        self._driver.signature(connection, signature)
+
+    def _take_ticket_keys(self, keys: list[TicketKey]) -> None:
+        self._ticket_keys = keys
+        self._renew()
+        if not self._reported_ready:
+            self._reported_ready = True
+            assert self._engine is not None
+            for number, fd in self._listener_fds.items():
+                self._engine.listen(number, fd)
+            self._say({"type": "ready"})
+
+    def _attach_keymgr(self, fd: int) -> None:
+        before = list(self._keys_channels.values())
+        channel = self._keys.attach(socket.socket(fileno=fd))
+        self._keys_channels[fd] = channel
+        self._watch(fd, lambda mask: self._keymgr_ready(channel, mask))
+        for old in before:
+            self._keymgr_ready(old, select.EPOLLIN)  # it ends here if it owes nothing
+
+    def _keymgr_ready(self, channel: KeyChannel, mask: int) -> None:
+        fd = channel.fileno()
+        if fd < 0:
+            return
+        if mask & ~select.EPOLLOUT and not self._keys.readable(channel):
+            self._unwatch(fd)
+            del self._keys_channels[fd]
+            self._keys.lost(channel)
+            return
+        self._keys.flush()
+        wanted = select.EPOLLIN | (select.EPOLLOUT if channel.wants_write else 0)
+        self._epoll.modify(fd, wanted)
+
+    # The supervisor
+
+    def _supervisor_says(self, _mask: int) -> None:
+        try:
+            message, fds = self._supervisor.receive()
+        except EOFError:
+            self._unwatch(self._supervisor.fileno())
+            self._orphaned()
+            return
+        match message["type"]:
+            case "start":
+                self._start(message, fds)
+            case "configure":
+                self._configure(message, fds)
+            case "status":
+                self._say({"type": "status", "status": self._status()})
+            case "drain":
+                self._drain(message["deadline_ms"])
+
+    def _say(self, message: Message) -> None:
+        try:
+            self._supervisor.send(message)
+        except OSError:
+            pass  # its end of file is on the way
+
+    def _start(self, message: Message, fds: list[int]) -> None:
+        ktls = message["ktls"]
+        self._ktls = KtlsFacts(ktls["available"], ktls["reason"], frozenset(ktls["suites"]), ktls["rekey"])
+        self._cpu = message["cpu"]
+        os.sched_setaffinity(0, {self._cpu})
+        self._listener_fds = dict(enumerate(fds))
+
+    def _configure(self, message: Message, fds: list[int]) -> None:
+        self._config = from_mapping(message["config"])
+        configure_logging(self._config.log, f"worker-{self._index}")
+        self._credentials = CredentialStore(message["credentials"])
+        if self._engine is None:
+            self._start_engine()
+        if self._config.keylog and self._key_log is None:
+            self._key_log = KeyLogFile(self._config.keylog)
+        if self._ticket_keys:
+            self._renew()
+        self._attach_keymgr(fds[0])
+
+    def _renew(self) -> None:
+        """What new connections begin with, after a change of configuration, credentials or ticket keys."""
+        config = server_config(self._config, self._ktls, self._credentials.select, self._ticket_keys, self._key_log)
+        self._driver.configure(config, ConnectionPolicy(self._config.site))
+
+    def _status(self) -> Message:
+        if self._engine is None:
+            return {}
+        counters = self._engine.counters()
+        driver = self._driver
+        return {
+            "connections": counters["connections"],
+            "accepted": counters["accepted"],
+            "handshakes": {"full": driver.full, "resumed": driver.resumed, "failed": driver.failed},
+            "handshake_failures": driver.reasons,
+            "record_layer": {"kernel": counters["record_layer_kernel"], "user": counters["record_layer_user"]},
+            "record_layer_reasons": [
+                {"backend": backend, "reason": reason, "count": count}
+                for (backend, reason), count in self._backends.items()
+            ],
+            "bytes_in": counters["bytes_in"],
+            "bytes_out": counters["bytes_out"],
+            "engine": counters,
+            "clients": [],
+        }
+
+    # The end
+
+    def _drain(self, deadline_ms: int) -> None:
+        if self._engine is None:
+            self._say({"type": "drained", "cut": 0})
+            self._leaving = True
+            return
+        if not self._draining:
+            self._draining = True
+            for number in self._listener_fds:
+                self._engine.unlisten(number)
+        self._engine.drain(deadline_ms)
+
+    def _unlistened(self, number: int) -> None:
+        fd = self._listener_fds.pop(number, -1)
+        if fd >= 0:
+            os.close(fd)
+        if not self._listener_fds:
+            self._say({"type": "unlistened"})
+
+    def _orphaned(self) -> None:
+        """The supervisor is gone: leave, saying goodbye to connections if that goes fast."""
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(ORPHAN_KILL_S)
+        self._drain(ORPHAN_DEADLINE_MS)
+
+
+def main(supervisor: Channel, index: int, supervisor_pid: int) -> int:
+    """Entry point of a forked worker; returns its exit status."""
+    process.set_name(f"kdaemon-wrk-{index}")
+    process.harden()
+    process.die_with_parent(supervisor_pid, signal.SIGTERM)
+    return Worker(supervisor, index).run()
