@@ -223,7 +223,7 @@ _ALERTS: Final[dict[type[TlsFault], int]] = {
     MalformedMessage: Alert.DECODE_ERROR,
     UnexpectedMessage: Alert.UNEXPECTED_MESSAGE,
     ExcessHandshakeData: Alert.UNEXPECTED_MESSAGE,
-    MessageTooLong: Alert.ILLEGAL_PARAMETER,
+    MessageTooLong: Alert.DECODE_ERROR,
     IllegalParameter: Alert.ILLEGAL_PARAMETER,
     DuplicateExtension: Alert.ILLEGAL_PARAMETER,
     MissingExtension: Alert.MISSING_EXTENSION,
