@@ -88,10 +88,10 @@ class NewKeys(NamedTuple):
 
 
 class Reaction(NamedTuple):
-    """What to do, in this order: install ``rx``, send ``messages`` (handshake content) under the old key, install ``tx``.
+    """What to do in order: install ``rx``, send ``messages`` (handshake content) under the old key, install ``tx``.
 
-    ``error`` ends the connection; then only ``alert`` (alert content, empty if none is due) is sent. ``tickets`` are for
-    the client's cache.
+    ``error`` ends the connection; then only ``alert`` (alert content, empty if none is due) is sent. ``tickets`` are
+    for the client's cache.
     """
 
     rx: NewKeys | None = None
@@ -155,12 +155,7 @@ def _judge_alert(content: bytes) -> None:
 
 
 def _handle_messages(
-    role: Role,
-    content: bytes,
-    cipher_suite: int,
-    secrets: tuple[bytes, bytes, bytes],
-    state: ControlState,
-    now_s: float,
+    role: Role, content: bytes, secrets: ConnectionSecrets, state: ControlState, now_s: float
 ) -> Reaction:
     data, state.fragment = state.fragment + content, b""
     tickets: list[SessionTicket] = []
