@@ -23,15 +23,14 @@ as_root() {
     fi
 }
 
-package_installed() {
-    [ "$(dpkg-query -W -f='${db:Status-Status}' "$1" 2>/dev/null)" = installed ]
-}
-
 # need_packages NAME...: installs the Debian packages that are missing, and says which.
 need_packages() {
-    local name missing=()
+    local name installed missing=()
+    if command -v dpkg-query >/dev/null; then
+        installed=$(dpkg-query -W -f='${Package} ${db:Status-Status}\n' "$@" 2>/dev/null || true)
+    fi
     for name; do
-        package_installed "$name" || missing+=("$name")
+        grep -qx "$name installed" <<<"${installed:-}" || missing+=("$name")
     done
     [ ${#missing[@]} -eq 0 ] && return
     command -v apt-get >/dev/null || die "needs these packages, and there is no apt-get to install them: ${missing[*]}"
@@ -70,20 +69,24 @@ PYTHON
     return 1
 }
 
-# venv_install REQUIREMENT...: into the checkout's .venv, made if there is none.
-venv_install() {
+# ensure_venv: the checkout's .venv, made if there is none or if its interpreter is gone; sets VENV_PYTHON.
+ensure_venv() {
     local python
-    if [ ! -x "$REPOSITORY/.venv/bin/python" ]; then
-        python=$(find_python) || {
-            need_packages python3 python3-dev python3-venv
-            python=/usr/bin/python3
-        }
-        # Debian packs ensurepip apart.
-        "$python" -c 'import ensurepip' 2>/dev/null || need_packages python3-venv
-        say "making .venv with $("$python" --version)"
-        "$python" -m venv "$REPOSITORY/.venv" || die "$python -m venv failed"
-    fi
-    say "installing $*"
-    "$REPOSITORY/.venv/bin/python" -m pip install --disable-pip-version-check --progress-bar off -q "$@" </dev/null >&2 ||
+    VENV_PYTHON=$REPOSITORY/.venv/bin/python
+    "$VENV_PYTHON" -m pip --version >/dev/null 2>&1 && return
+    python=$(find_python) || {
+        need_packages python3 python3-dev python3-venv
+        python=/usr/bin/python3
+    }
+    # Debian packs ensurepip apart.
+    "$python" -c 'import ensurepip' 2>/dev/null || need_packages python3-venv
+    say "making .venv with $("$python" --version) ($python)"
+    "$python" -m venv --clear "$REPOSITORY/.venv" || die "$python -m venv failed"
+}
+
+# venv_install REQUIREMENT...: into the checkout's .venv.
+venv_install() {
+    ensure_venv
+    "$VENV_PYTHON" -m pip install --disable-pip-version-check --progress-bar off -qq "$@" </dev/null >&2 ||
         die "pip could not install $*"
 }
