@@ -23,6 +23,7 @@ elif importlib.util.find_spec("kdaemon_pyx") is None:
     sys.path.insert(0, str(ROOT / "pyx"))
 
 from support.certificates import Issued, issue  # noqa: E402
+from support.content import pattern  # noqa: E402
 from support.daemon import Daemon, serve  # noqa: E402
 
 Serve = Callable[..., Daemon]
@@ -78,11 +79,6 @@ def site(tmp_path: Path) -> Path:
     (directory / "small.txt").write_bytes(pattern(1024))
     (directory / "large.bin").write_bytes(pattern((1 << 20) + 1))
     return directory
-
-
-def pattern(length: int) -> bytes:
-    """`length` bytes that tell their own offset: a shifted, repeated or zeroed piece cannot go unseen."""
-    return b"".join(b"%07x\n" % (offset & 0xFFFFFFF) for offset in range(0, length, 8))[:length]
 
 
 @pytest.fixture

@@ -46,7 +46,7 @@ class Result:
     reconnects: int
     seconds: float
     generator_busy: float  # CPU seconds of the generator per second
-    server_cpu_seconds: float
+    used: float  # by the server, as the account given to run() says: CPU seconds, or system calls
     latency_us: dict[str, int]
 
 
@@ -97,16 +97,16 @@ def _go(process: subprocess.Popen[bytes]) -> None:
     process.stdin.write(b"go\n")
 
 
-def run(program: Path, address: tuple[str, int], load: Load, cpu: int, cpu_seconds: Callable[[], float]) -> Result:
-    """Opens the connections, then loads and measures; `cpu_seconds` is the server's account."""
+def run(program: Path, address: tuple[str, int], load: Load, cpu: int, account: Callable[[], float]) -> Result:
+    """Opens the connections, then loads and measures; `account` is asked at both ends of that time."""
     with _generator(program, address, load, cpu) as process:
-        before = cpu_seconds()
+        before = account()
         _go(process)
         line = _line(process, load.seconds + START_DEADLINE_S)
-        used = cpu_seconds() - before
+        used = account() - before
     said = json.loads(line)
     busy = said.pop("cpu_seconds") / said["seconds"]
-    result = Result(generator_busy=busy, server_cpu_seconds=used, **said)
+    result = Result(generator_busy=busy, used=used, **said)
     if result.errors:
         raise LoadError(f"{result.errors} errors, the first: {result.first_error}")
     if not result.requests and not result.bytes:

@@ -10,6 +10,7 @@ from statistics import median
 from benchmarks.serving.cases import FILES, MEMORY_CONNECTIONS, Case
 from benchmarks.serving.load import Load, Result, idle, run
 from benchmarks.serving.servers import Server, Setting, running
+from benchmarks.serving.system_calls import SystemCallAccount
 
 BUSY_MAX = 0.90  # beyond, the generator bounds the rate
 BUSY_TARGET = 0.80  # where a paced run is put
@@ -42,7 +43,7 @@ class Measured:
         return median(case.work(result) / result.seconds for result in self.free)
 
     def per_cpu_second(self, case: Case) -> float:
-        return median(case.work(result) / result.server_cpu_seconds for result in self.counted)
+        return median(case.work(result) / result.used for result in self.counted)
 
     def busy(self) -> float:
         """How busy the generator was in the counted runs, at worst."""
@@ -98,6 +99,13 @@ def measure(servers: list[Server], case: Case, conditions: Conditions) -> list[M
             else:
                 _one_round(server, case, conditions, into)
     return measured
+
+
+def system_calls(server: Server, case: Case, conditions: Conditions) -> float:
+    """System calls of all the server's processes for one unit of the case's work, in one run of its own."""
+    counting = SystemCallAccount(server.account.pids())
+    result = run(conditions.generator, server.address, _load(case, conditions), conditions.cpu, counting)
+    return result.used / case.work(result)
 
 
 @dataclass

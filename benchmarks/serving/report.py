@@ -8,7 +8,19 @@ from typing import Any
 from benchmarks.serving.cases import MEMORY, MEMORY_CONNECTIONS, Case
 from benchmarks.serving.measure import BUSY_MAX, Measured, Memory
 
-COLUMNS = ("case", "server", "rate/s", "ratio", "per CPU-s", "ratio", "spread", "p99 us", "generator busy", "mark")
+COLUMNS = (
+    "case",
+    "server",
+    "rate/s",
+    "ratio",
+    "per CPU-s",
+    "ratio",
+    "spread",
+    "p99 us",
+    "syscalls",
+    "generator busy",
+    "mark",
+)
 
 
 def _number(value: float) -> str:
@@ -18,16 +30,16 @@ def _number(value: float) -> str:
 def _spread(one: Measured, reference: Measured, case: Case) -> tuple[float, float]:
     """Least and greatest ratio per CPU-second of the rounds."""
     ratios = [
-        (case.work(mine) / mine.server_cpu_seconds) / (case.work(other) / other.server_cpu_seconds)
+        (case.work(mine) / mine.used) / (case.work(other) / other.used)
         for mine, other in zip(one.counted, reference.counted, strict=True)
     ]
     return min(ratios), max(ratios)
 
 
-def case_as_json(case: Case, measured: list[Measured]) -> dict[str, Any]:
+def case_as_json(case: Case, measured: list[Measured], system_calls: list[float] | None) -> dict[str, Any]:
     reference = measured[0]
     servers = []
-    for one in measured:
+    for number, one in enumerate(measured):
         low, high = _spread(one, reference, case)
         ratio = one.per_cpu_second(case) / reference.per_cpu_second(case)
         p99_ratio = one.p99_us() / max(1.0, reference.p99_us())
@@ -40,6 +52,7 @@ def case_as_json(case: Case, measured: list[Measured]) -> dict[str, Any]:
             "per_cpu_second_ratio_spread": [low, high],
             "p99_us": one.p99_us(),
             "p99_ratio": p99_ratio,
+            "system_calls_per_unit": system_calls[number] if system_calls else None,
             "generator_busy": one.busy(),
             "generator_was_the_bound": one.busy() >= BUSY_MAX,
             "mark": case.mark,
@@ -71,7 +84,7 @@ def memory_as_json(measured: list[Memory]) -> dict[str, Any]:
 def _memory_row(one: dict[str, Any]) -> tuple[str, ...]:
     empty, each = min(one["empty_bytes"]) / 1e6, one["bytes_per_connection"] / 1e3
     ratio = one["bytes_per_connection_ratio"] or 0.0
-    return (MEMORY, one["server"], f"{empty:.1f} MB empty", "", f"{each:.2f} kB/idle", f"{ratio:.2f}", *[""] * 4)
+    return (MEMORY, one["server"], f"{empty:.1f} MB empty", "", f"{each:.2f} kB/idle", f"{ratio:.2f}", *[""] * 5)
 
 
 def rows(case: dict[str, Any]) -> list[tuple[str, ...]]:
@@ -93,6 +106,7 @@ def rows(case: dict[str, Any]) -> list[tuple[str, ...]]:
                 f"{one['per_cpu_second_ratio']:.2f}",
                 f"{low:.2f}..{high:.2f}",
                 f"{_number(one['p99_us'])} ({one['p99_ratio']:.2f})",
+                "" if one["system_calls_per_unit"] is None else f"{one['system_calls_per_unit']:.2f}",
                 f"{one['generator_busy']:.0%}{' !' if one['generator_was_the_bound'] else ''}",
                 verdict if number else "",
             )

@@ -19,6 +19,8 @@ from pathlib import Path
 from support.certificates import Issued
 from support.waiting import DEADLINE_S, DeadlineError, eventually, read_line
 
+HANDSHAKE_DEADLINE_MS = 1500  # of daemons that are made to wait for silent peers
+
 _READY = re.compile(rb"^ready (https://(\S+):(\d+)/) backend=(\S+) reason=(.*)$")
 _MARK = "KDAEMON_TEST_PROCESS"  # in the environment of the daemon and of all it starts
 # What a Python traceback or a Cython "exception ignored" begins with, and what sanitizers print.

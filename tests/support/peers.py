@@ -1,0 +1,121 @@
+"""Other people's TLS clients as programs: curl, `openssl s_client`, gnutls-cli; and Python's ssl on a real socket.
+
+Each fetches one path from a daemon and returns the body. A peer is asked for a suite and a list of groups by their IANA
+names; with more than one group its only key share is for the first, so that a first group which the server lacks asks
+for a HelloRetryRequest.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import ssl
+import subprocess
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from support.clients import parse_response
+from support.daemon import Daemon
+from support.waiting import DEADLINE_S
+
+SUITES = ("TLS_AES_128_GCM_SHA256", "TLS_AES_256_GCM_SHA384", "TLS_CHACHA20_POLY1305_SHA256")
+
+_OPENSSL_GROUPS = {"x25519": "X25519", "secp256r1": "P-256", "secp384r1": "P-384", "secp521r1": "P-521"}
+_GNUTLS_GROUPS = {
+    "x25519": "GROUP-X25519",
+    "secp256r1": "GROUP-SECP256R1",
+    "secp384r1": "GROUP-SECP384R1",
+    "secp521r1": "GROUP-SECP521R1",
+}
+_GNUTLS_CIPHERS = {
+    "TLS_AES_128_GCM_SHA256": "AES-128-GCM",
+    "TLS_AES_256_GCM_SHA384": "AES-256-GCM",
+    "TLS_CHACHA20_POLY1305_SHA256": "CHACHA20-POLY1305",
+}
+
+
+def program(name: str) -> str:
+    """Its path; the test is skipped where it is not installed (the project's CI installs all of them)."""
+    found = shutil.which(name)
+    if found is None:
+        pytest.skip(f"{name} is not installed")
+    return found
+
+
+def run(command: Sequence[str], stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+    completed = subprocess.run(command, input=stdin, capture_output=True, timeout=DEADLINE_S, check=False)
+    assert completed.returncode == 0, (
+        f"{' '.join(command)}: status {completed.returncode}\n{completed.stderr.decode(errors='replace')}"
+    )
+    return completed
+
+
+def _request(path: str) -> bytes:
+    return f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode()
+
+
+def _body(output: bytes) -> bytes:
+    response = parse_response(output)
+    assert response.status == 200, output[:200]
+    return response.body
+
+
+def curl(daemon: Daemon, path: str, suite: str, groups: Sequence[str]) -> bytes:
+    completed = run([
+        program("curl"), "--silent", "--show-error", "--fail", "--ipv4", "--tlsv1.3", "--cacert", str(daemon.ca),
+        "--tls13-ciphers", suite, "--curves", ":".join(_OPENSSL_GROUPS[group] for group in groups),
+        f"https://localhost:{daemon.port}{path}",
+    ])  # fmt: skip
+    return completed.stdout
+
+
+def s_client(daemon: Daemon, path: str, suite: str, groups: Sequence[str]) -> bytes:
+    completed = run([
+        program("openssl"), "s_client", "-connect", f"127.0.0.1:{daemon.port}", "-servername", "localhost", "-tls1_3",
+        "-CAfile", str(daemon.ca), "-verify_return_error", "-verify_hostname", "localhost", "-quiet",
+        "-ciphersuites", suite, "-groups", ":".join(_OPENSSL_GROUPS[group] for group in groups),
+    ], _request(path))  # fmt: skip
+    return _body(completed.stdout)
+
+
+def gnutls_cli(daemon: Daemon, path: str, suite: str, groups: Sequence[str]) -> bytes:
+    priority = ":".join([
+        "NORMAL:-VERS-ALL:+VERS-TLS1.3:-CIPHER-ALL", f"+{_GNUTLS_CIPHERS[suite]}", "-GROUP-ALL",
+        *(f"+{_GNUTLS_GROUPS[group]}" for group in groups),
+    ])  # fmt: skip
+    completed = run([
+        program("gnutls-cli"), "--logfile", "/dev/stderr", "--x509cafile", str(daemon.ca),
+        "--sni-hostname", "localhost", "--verify-hostname", "localhost",
+        "--priority", priority, "--port", str(daemon.port), "127.0.0.1",
+    ], _request(path))  # fmt: skip
+    return _body(completed.stdout)
+
+
+def python_ssl(daemon: Daemon, path: str, suite: str, groups: Sequence[str]) -> bytes:
+    """Python 3.11's ssl cannot choose TLS 1.3 suites and takes one group alone; what it can choose, it does."""
+    context = ssl.create_default_context(cafile=str(daemon.ca))
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    if len(groups) == 1:
+        context.set_ecdh_curve({"x25519": "X25519", "secp256r1": "prime256v1"}.get(groups[0], groups[0]))
+    with daemon.connect() as connection, context.wrap_socket(connection, server_hostname="localhost") as tls:
+        tls.sendall(_request(path))
+        output = b""
+        while piece := tls.recv(65536):  # raises SSLEOFError if close_notify is missing
+            output += piece
+    return _body(output)
+
+
+Peer = Callable[[Daemon, str, str, Sequence[str]], bytes]
+PEERS: dict[str, Peer] = {"curl": curl, "s_client": s_client, "gnutls-cli": gnutls_cli}
+
+
+def hello_count(daemon: Daemon, ca: Path, suite: str, groups: Sequence[str]) -> int:
+    """How many ClientHellos `openssl s_client` needed: 2 after a HelloRetryRequest."""
+    completed = run([
+        program("openssl"), "s_client", "-connect", f"127.0.0.1:{daemon.port}", "-servername", "localhost", "-tls1_3",
+        "-CAfile", str(ca), "-verify_return_error", "-msg", "-ciphersuites", suite,
+        "-groups", ":".join(_OPENSSL_GROUPS[group] for group in groups),
+    ], _request("/small.txt"))  # fmt: skip
+    return len(re.findall(rb"^>>> .*ClientHello", completed.stdout, re.MULTILINE))
