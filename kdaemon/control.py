@@ -109,7 +109,7 @@ class ControlServer:
                     return
                 request = b""
                 while not request.endswith(b"\n") and len(request) < REQUEST_SIZE_MAX:
-                    received = await loop.sock_recv(connection, REQUEST_SIZE_MAX)
+                    received = await loop.sock_recv(connection, 16 * REQUEST_SIZE_MAX)
                     if not received:
                         return
                     request += received

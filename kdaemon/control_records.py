@@ -1,11 +1,19 @@
 """What a worker does with records that are not application data, on connections that are established.
 
-The engine hands such a record up together with the connection's secrets; nothing about the connection is kept here.
+The engine hands such a record up together with the connection's secrets. Kept here is only the flood budget, and
+only for connections that ever received such a record.
 """
 
+import time
 from typing import Any
 
 from kdaemon_pyx.engine import ConnectionKeys, Engine
+
+from kdaemon.tls.constants import ContentType
+from kdaemon.tls.post_handshake import ConnectionSecrets, ControlState, NewKeys, handle_control_record
+from kdaemon.tls.signing import Role
+
+RX, TX = 0, 1  # directions of Engine.rekey
 
 
 class ControlRecords:
@@ -14,10 +22,42 @@ class ControlRecords:
     def __init__(self, engine: Engine, log: Any) -> None:
         self._engine = engine
         self._log = log
+        self._states: dict[int, ControlState] = {}
+        self.key_updates = 0
+        self.rekeys_refused = 0
+        self.errors: dict[str, int] = {}  # connections ended here, by the name of the fact
 
     def received(self, connection: int, content_type: int, data: bytes, keys: ConnectionKeys) -> None:
-        """One record, decrypted."""
-        self._engine.close(connection)
+        """One record, decrypted: a KeyUpdate is followed, an alert or a breach of protocol ends the connection."""
+        state = self._states.setdefault(connection, ControlState())
+        reaction = handle_control_record(
+            Role.SERVER, content_type, data, ConnectionSecrets(*keys), state=state, now_s=time.time()
+        )
+        if reaction.error is not None:
+            name = type(reaction.error).__name__
+            self.errors[name] = self.errors.get(name, 0) + 1
+            self._log.debug("connection ended", reason=str(reaction.error))
+            if reaction.alert:
+                self._engine.send_control(connection, ContentType.ALERT, reaction.alert)
+            self._engine.close(connection)
+            return
+        if reaction.rx is not None:
+            self.key_updates += 1
+            self._rekey(connection, RX, reaction.rx)
+        if reaction.messages:
+            self._engine.send_control(connection, ContentType.HANDSHAKE, reaction.messages)
+        if reaction.tx is not None:
+            self._rekey(connection, TX, reaction.tx)
 
     def rekeyed(self, connection: int, direction: int, error: int) -> None:
-        """The engine has the new keys, or could not take them and closes."""
+        """The engine has the new keys; or the kernel cannot take them, and it ends the connection in an orderly way."""
+        if error:
+            self.rekeys_refused += 1
+            self._log.info("KeyUpdate cannot be followed in the kernel", direction=("rx", "tx")[direction], errno=error)
+
+    def closed(self, connection: int) -> None:
+        """Forgets a connection."""
+        self._states.pop(connection, None)
+
+    def _rekey(self, connection: int, direction: int, keys: NewKeys) -> None:
+        self._engine.rekey(connection, direction, keys.key, keys.iv, keys.secret)

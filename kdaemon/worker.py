@@ -137,6 +137,7 @@ class Worker:
                 driver.records(event[1], event[3])
             elif kind == events.EVENT_CLOSED:
                 driver.closed(event[1], event[2])
+                self._control_records.closed(event[1])
             elif kind == events.EVENT_INSTALLED:
                 self._installed(event[2], event[3])
             elif kind == events.EVENT_CONTROL_RECORD:
@@ -250,7 +251,7 @@ class Worker:
         if self._engine is None:
             return {}
         counters = self._engine.counters()
-        driver = self._driver
+        driver, control = self._driver, self._control_records
         return {
             "connections": counters["connections"],
             "accepted": counters["accepted"],
@@ -261,6 +262,8 @@ class Worker:
                 {"backend": backend, "reason": reason, "count": count}
                 for (backend, reason), count in self._backends.items()
             ],
+            "key_updates": {"followed": control.key_updates, "refused": control.rekeys_refused},
+            "control_errors": control.errors,
             "bytes_in": counters["bytes_in"],
             "bytes_out": counters["bytes_out"],
             "engine": counters,

@@ -1,0 +1,166 @@
+"""Configuration: strict, with file, line and key in every complaint, and documented."""
+
+import dataclasses
+import json
+import typing
+from pathlib import Path
+
+import pytest
+
+from kdaemon import cli, config
+from kdaemon.config import Config, ConfigError
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "kdaemon.toml"
+    path.write_text(text)
+    return path
+
+
+def test_an_empty_file_is_the_default(tmp_path: Path) -> None:
+    assert config.load(write(tmp_path, "")) == Config()
+
+
+def test_everything_can_be_set_and_paths_are_relative_to_the_file(tmp_path: Path) -> None:
+    (tmp_path / "www").mkdir()
+    for name in ("chain.pem", "key.pem", "ocsp.der"):
+        (tmp_path / name).write_text("")
+    loaded = config.load(
+        write(
+            tmp_path,
+            """
+            workers = 3
+            ktls = "off"
+            socket = "/run/kd.sock"
+            [[listen]]
+            address = "[::]:443"
+            [[site]]
+            root = "www"
+            names = ["example.org", "*.example.org"]
+            [[certificate]]
+            chain = "chain.pem"
+            key = "key.pem"
+            ocsp = "ocsp.der"
+            [deadlines]
+            drain_ms = 5000
+            [log]
+            format = "json"
+            """,
+        )
+    )
+    assert loaded.workers == 3
+    assert loaded.ktls == "off"
+    assert loaded.socket == "/run/kd.sock"
+    assert loaded.site[0].root == str(tmp_path / "www")
+    assert loaded.site[0].names == ("example.org", "*.example.org")
+    assert loaded.certificate[0].key == str(tmp_path / "key.pem")
+    assert loaded.deadlines.drain_ms == 5000
+    assert loaded.deadlines.handshake_ms == 10_000
+    assert loaded.log.format == "json"
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "complaint"),
+    [
+        ("worker = 1\n", 1, "worker: unknown key"),
+        ("# comment\n\nworkers = 'x'\n", 3, "workers: must be an integer"),
+        ("workers = true\n", 1, "workers: must be an integer"),
+        ("workers = -1\n", 1, "workers: -1 is not in 0..1024"),
+        ("ktls = 'maybe'\n", 1, "ktls: 'maybe' is not one of 'auto', 'require', 'off'"),
+        ("workers = 1\n[deadlines]\nidle_ms = 5\n", 3, "deadlines.idle_ms: 5 is not in"),
+        ("[[listen]]\naddress = '127.0.0.1:0'\n[[listen]]\naddress = '::1:443'\n", 4, "listen.address: '::1:443'"),
+        ("[[listen]]\naddress = '127.0.0.1:8443'\n[[listen]]\naddress = '127.0.0.1:8443'\n", 4, "listed twice"),
+        ("[[site]]\nnames = [\n  'a',\n  1,\n]\nroot = '.'\n", 2, "site.names: must be a string, not 1"),
+        ("[[site]]\nnames = ['a']\n", 1, "site.root: is required and missing"),
+        ("[[site]]\nroot = 'nowhere'\n", 2, "is not a folder"),
+        ("site = 3\n", 1, "site: must be an array"),
+        ("deadlines = 3\n", 1, "deadlines: must be a table"),
+        ("[tickets]\nlifetime_s = 100\nrotation_s = 200\n", 3, "tickets.rotation_s: must not be longer"),
+        ("[[certificate]]\nchain = 'a'\nkey = 'b'\n", 2, "certificate.chain: "),
+    ],
+)
+def test_a_mistake_is_named_with_file_line_and_key(tmp_path: Path, text: str, line: int, complaint: str) -> None:
+    path = write(tmp_path, text)
+    with pytest.raises(ConfigError) as caught:
+        config.load(path)
+    assert str(caught.value).startswith(f"{path}:{line}: ")
+    assert complaint in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_not_toml_is_said_with_its_line(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"not TOML: .*line 2"):
+        config.load(write(tmp_path, "workers = 1\nktls = \n"))
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="No such file"):
+        config.load(tmp_path / "none.toml")
+
+
+def test_a_configuration_survives_json(tmp_path: Path) -> None:
+    loaded = config.load(write(tmp_path, f"workers = 2\n[[site]]\nroot = '{tmp_path}'\nnames = ['a', 'b']\n"))
+    assert config.from_mapping(json.loads(json.dumps(config.to_mapping(loaded)))) == loaded
+
+
+@pytest.mark.parametrize("address", ["", "127.0.0.1", ":443", "127.0.0.1:x", "127.0.0.1:65536", "::1:443"])
+def test_addresses_that_are_none(address: str) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        config.parse_address(address)
+
+
+def test_addresses() -> None:
+    assert config.parse_address("127.0.0.1:0") == ("127.0.0.1", 0)
+    assert config.parse_address("[::1]:8443") == ("::1", 8443)
+
+
+def keys(kind: type, prefix: str = "") -> list[str]:
+    found = []
+    hints = typing.get_type_hints(kind)
+    for entry in dataclasses.fields(kind):
+        hint = hints[entry.name]
+        inner = typing.get_args(hint)[0] if typing.get_origin(hint) is tuple else hint
+        if dataclasses.is_dataclass(inner):
+            found += keys(typing.cast(type, inner), f"{prefix}{entry.name}.")
+        else:
+            found.append(prefix + entry.name)
+    return found
+
+
+@pytest.mark.parametrize("key", keys(Config))
+def test_every_key_is_documented(key: str) -> None:
+    assert f"| `{key}` |" in (ROOT / "docs" / "configuration.md").read_text()
+
+
+def test_check_says_ok_or_exits_with_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["check", str(write(tmp_path, "workers = 1\n"))]) == 0
+    assert "ok" in capsys.readouterr().out
+    assert cli.main(["check", str(write(tmp_path, "wokers = 1\n"))]) == 2
+    assert ":1: wokers: unknown key" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["serve", "run", "check", "ctl"])
+def test_every_command_has_help_with_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main([command, "--help"])
+    assert caught.value.code == 0
+    assert f"example:\n  {'printf' if command == 'connect' else f'kdaemon {command}'}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["serve", "--listen", "nonsense"], ["serve", "--cert", "a.pem"], ["serve", "/nowhere/at/all"], ["ctl", "fly"]],
+)
+def test_wrong_usage_exits_with_2(arguments: list[str]) -> None:
+    try:
+        status = cli.main(arguments)
+    except SystemExit as error:
+        status = typing.cast(int, error.code)
+    assert status == 2
+
+
+def test_keylog_needs_its_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("SSLKEYLOGFILE", raising=False)
+    assert cli.main(["serve", str(tmp_path), "--keylog"]) == 2
