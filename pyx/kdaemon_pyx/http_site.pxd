@@ -1,0 +1,53 @@
+# Sites as the engine sees them: http_config.Site copied into C, read-only from then on.
+
+from libc.stdint cimport uint8_t, uint16_t, uint32_t
+
+from kdaemon_pyx.http_request cimport Slice
+
+cdef struct HeaderRuleC:
+    Slice pattern
+    Slice lines                    # each with its CRLF
+
+cdef struct RedirectRuleC:
+    Slice pattern
+    Slice to
+    uint16_t status
+
+cdef struct ErrorPageC:
+    uint16_t status
+    Slice path
+
+cdef struct SiteC:
+    int root_fd
+    bint dotfiles
+    bint precompressed
+    bint listing
+    Slice fallback                 # data == NULL: none
+    Slice* names                   # lower case
+    uint32_t name_count
+    Slice* index
+    uint32_t index_count
+    HeaderRuleC* headers
+    uint32_t header_count
+    RedirectRuleC* redirects
+    uint32_t redirect_count
+    ErrorPageC* error_pages
+    uint32_t error_page_count
+
+# One '*' stands for any bytes; `star` gets them.
+cdef bint pattern_matches(Slice pattern, const uint8_t* path, uint32_t length, Slice* star) noexcept nogil
+# Whether the site answers for `host` (RFC 9110 section 7.4); a site without names does for all.
+cdef bint site_answers_for(const SiteC* site, Slice host) noexcept nogil
+cdef const RedirectRuleC* find_redirect(
+    const SiteC* site, const uint8_t* path, uint32_t length, Slice* star) noexcept nogil
+# Path of the page for `status`; data == NULL: none.
+cdef Slice error_page(const SiteC* site, int status) noexcept nogil
+
+cdef class SiteTable:
+    cdef SiteC* sites
+    cdef readonly uint32_t count
+    cdef list _texts               # owns the bytes the slices point into
+    cdef list _arrays              # owns the arrays
+    cdef Slice _slice(self, text)
+    cdef void* _array(self, size_t bytes_needed) except *
+    cdef int _fill(self, SiteC* site, object given) except -1

@@ -1,0 +1,132 @@
+"""Sites copied into C, and the questions the engine asks of them."""
+
+from libc.stdint cimport uint8_t, uint32_t
+from libc.string cimport memcmp, memset
+
+from kdaemon_pyx.http_request cimport Slice, equals_ignoring_case
+
+
+cdef bint pattern_matches(Slice pattern, const uint8_t* path, uint32_t length, Slice* star) noexcept nogil:
+    cdef uint32_t head = 0
+    cdef uint32_t tail
+    while head < pattern.length and pattern.data[head] != c'*':
+        head += 1
+    star.data = path + length
+    star.length = 0
+    if head == pattern.length:
+        return length == head and memcmp(pattern.data, path, head) == 0
+    tail = pattern.length - head - 1
+    if length < head + tail:
+        return False
+    if memcmp(pattern.data, path, head) != 0 or memcmp(pattern.data + head + 1, path + length - tail, tail) != 0:
+        return False
+    star.data = path + head
+    star.length = length - head - tail
+    return True
+
+
+cdef bint site_answers_for(const SiteC* site, Slice host) noexcept nogil:
+    cdef uint32_t i
+    cdef uint32_t dot
+    cdef Slice name
+    if site.name_count == 0 or host.length == 0:
+        return True
+    if host.data[host.length - 1] == c'.':
+        host.length -= 1
+    for i in range(site.name_count):
+        name = site.names[i]
+        if name.length > 2 and name.data[0] == c'*' and name.data[1] == c'.':
+            dot = 0
+            while dot < host.length and host.data[dot] != c'.':
+                dot += 1
+            if dot != 0 and equals_ignoring_case(
+                host.data + dot, host.length - dot, <const char*>name.data + 1, name.length - 1
+            ):
+                return True
+        elif equals_ignoring_case(host.data, host.length, <const char*>name.data, name.length):
+            return True
+    return False
+
+
+cdef const RedirectRuleC* find_redirect(
+    const SiteC* site, const uint8_t* path, uint32_t length, Slice* star
+) noexcept nogil:
+    cdef uint32_t i
+    for i in range(site.redirect_count):
+        if pattern_matches(site.redirects[i].pattern, path, length, star):
+            return &site.redirects[i]
+    return NULL
+
+
+cdef Slice error_page(const SiteC* site, int status) noexcept nogil:
+    cdef uint32_t i
+    cdef Slice none
+    for i in range(site.error_page_count):
+        if site.error_pages[i].status == status:
+            return site.error_pages[i].path
+    none.data = NULL
+    none.length = 0
+    return none
+
+
+cdef class SiteTable:
+    """The C form of a sequence of ``http_config.Site``. Immutable once made."""
+
+    def __cinit__(self, sites):
+        sites = list(sites)
+        if not sites:
+            raise ValueError("a file service needs one site at least")
+        self._texts = []
+        self._arrays = []
+        self.count = <uint32_t>len(sites)
+        self.sites = <SiteC*>self._array(self.count * sizeof(SiteC))
+        for i, given in enumerate(sites):
+            self._fill(&self.sites[i], given)
+
+    cdef Slice _slice(self, text):
+        cdef Slice slice
+        cdef bytes encoded = text.encode("utf-8", "surrogateescape")
+        self._texts.append(encoded)
+        slice.data = encoded
+        slice.length = <uint32_t>len(encoded)
+        return slice
+
+    cdef void* _array(self, size_t bytes_needed) except *:
+        owner = bytearray(bytes_needed + 1)
+        cdef char* start = owner
+        self._arrays.append(owner)
+        memset(start, 0, bytes_needed)
+        return start
+
+    cdef int _fill(self, SiteC* site, object given) except -1:
+        site.root_fd = given.root_fd
+        site.dotfiles = given.dotfiles
+        site.precompressed = given.precompressed
+        site.listing = given.listing
+        if given.fallback is not None:
+            site.fallback = self._slice(given.fallback)
+        site.name_count = <uint32_t>len(given.names)
+        site.names = <Slice*>self._array(site.name_count * sizeof(Slice))
+        for i, name in enumerate(given.names):
+            site.names[i] = self._slice(name.lower().rstrip("."))
+        site.index_count = <uint32_t>len(given.index)
+        site.index = <Slice*>self._array(site.index_count * sizeof(Slice))
+        for i, name in enumerate(given.index):
+            site.index[i] = self._slice(name)
+        site.header_count = <uint32_t>len(given.headers)
+        site.headers = <HeaderRuleC*>self._array(site.header_count * sizeof(HeaderRuleC))
+        for i, rule in enumerate(given.headers):
+            site.headers[i].pattern = self._slice(rule.path)
+            site.headers[i].lines = self._slice("".join(f"{name}: {value}\r\n" for name, value in rule.headers))
+        site.redirect_count = <uint32_t>len(given.redirects)
+        site.redirects = <RedirectRuleC*>self._array(site.redirect_count * sizeof(RedirectRuleC))
+        for i, rule in enumerate(given.redirects):
+            site.redirects[i].pattern = self._slice(rule.path)
+            site.redirects[i].to = self._slice(rule.to)
+            site.redirects[i].status = rule.status
+        site.error_page_count = <uint32_t>len(given.error_pages)
+        site.error_pages = <ErrorPageC*>self._array(site.error_page_count * sizeof(ErrorPageC))
+        for i, (status, path) in enumerate(sorted(given.error_pages.items())):
+            site.error_pages[i].status = status
+            site.error_pages[i].path = self._slice(path)
+        return 0
