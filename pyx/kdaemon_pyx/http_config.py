@@ -96,7 +96,8 @@ class Site:
 class Limits:
     """What a client may make large or slow; the defaults are nginx's where it has them.
 
-    Bytes, counts and milliseconds, as the names say. head_bytes_max is bounded by what the connection keeps of unread input.
+    Bytes and counts, as the names say; the deadlines (header, body, idle) are the engine's ``deadlines_ms``. head_bytes_max
+    is bounded by what the connection keeps of unread input.
     """
 
     request_line_bytes_max: int = 8192       # beyond: 414
@@ -106,9 +107,6 @@ class Limits:
     body_bytes_max: int = 1 << 20            # beyond: 413
     requests_per_connection_max: int = 1000
     ranges_max: int = 16                     # beyond: the whole file
-    header_timeout_ms: int = 60_000          # from a request's first byte to the end of its head: 408
-    body_timeout_ms: int = 60_000            # between two pieces of a request's body
-    keep_alive_timeout_ms: int = 75_000      # between requests
     entries_max: int = 1024                  # paths remembered, each with an open file
     content_bytes_max: int = 32 << 20        # of small files kept in memory
     content_file_bytes_max: int = 65536      # what a small file is

@@ -22,9 +22,6 @@ cdef struct HttpLimits:
     uint32_t requests_per_connection_max
     uint32_t ranges_max
     uint64_t body_bytes_max
-    uint64_t header_timeout_ns
-    uint64_t body_timeout_ns
-    uint64_t keep_alive_timeout_ns
 
 ctypedef enum Method:
     METHOD_GET = 0

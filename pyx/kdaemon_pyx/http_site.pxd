@@ -4,6 +4,9 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t
 
 from kdaemon_pyx.http_request cimport Slice
 
+cdef enum:
+    LINES_MAX = 32                 # header rules of one site
+
 cdef struct HeaderRuleC:
     Slice pattern
     Slice lines                    # each with its CRLF
@@ -29,6 +32,7 @@ cdef struct SiteC:
     uint32_t index_count
     HeaderRuleC* headers
     uint32_t header_count
+    uint32_t header_bytes          # of all rules together
     RedirectRuleC* redirects
     uint32_t redirect_count
     ErrorPageC* error_pages
@@ -40,6 +44,8 @@ cdef bint pattern_matches(Slice pattern, const uint8_t* path, uint32_t length, S
 cdef bint site_answers_for(const SiteC* site, Slice host) noexcept nogil
 cdef const RedirectRuleC* find_redirect(
     const SiteC* site, const uint8_t* path, uint32_t length, Slice* star) noexcept nogil
+# The header lines of all rules that match, LINES_MAX of them at most: their number.
+cdef uint32_t matching_lines(const SiteC* site, const uint8_t* path, uint32_t length, Slice* lines) noexcept nogil
 # Path of the page for `status`; data == NULL: none.
 cdef Slice error_page(const SiteC* site, int status) noexcept nogil
 

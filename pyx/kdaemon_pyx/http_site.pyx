@@ -58,6 +58,17 @@ cdef const RedirectRuleC* find_redirect(
     return NULL
 
 
+cdef uint32_t matching_lines(const SiteC* site, const uint8_t* path, uint32_t length, Slice* lines) noexcept nogil:
+    cdef uint32_t i
+    cdef uint32_t count = 0
+    cdef Slice star
+    for i in range(site.header_count):
+        if pattern_matches(site.headers[i].pattern, path, length, &star):
+            lines[count] = site.headers[i].lines
+            count += 1
+    return count
+
+
 cdef Slice error_page(const SiteC* site, int status) noexcept nogil:
     cdef uint32_t i
     cdef Slice none
@@ -115,9 +126,12 @@ cdef class SiteTable:
             site.index[i] = self._slice(name)
         site.header_count = <uint32_t>len(given.headers)
         site.headers = <HeaderRuleC*>self._array(site.header_count * sizeof(HeaderRuleC))
+        if site.header_count > LINES_MAX:
+            raise ValueError(f"{site.header_count} header rules in one site: {LINES_MAX} at most")
         for i, rule in enumerate(given.headers):
             site.headers[i].pattern = self._slice(rule.path)
             site.headers[i].lines = self._slice("".join(f"{name}: {value}\r\n" for name, value in rule.headers))
+            site.header_bytes += site.headers[i].lines.length
         site.redirect_count = <uint32_t>len(given.redirects)
         site.redirects = <RedirectRuleC*>self._array(site.redirect_count * sizeof(RedirectRuleC))
         for i, rule in enumerate(given.redirects):

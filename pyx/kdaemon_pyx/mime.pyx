@@ -135,7 +135,7 @@ cdef class MimeTable:
     def __cinit__(self, types=None, str default_type="application/octet-stream", str charset=""):
         cdef uint32_t slots = 64
         cdef uint32_t slot
-        cdef bytes suffix
+        cdef bytes suffix_text
         cdef bytes media_type
         merged = {suffix: kind for kind, suffixes in TYPES.items() for suffix in suffixes.split()}
         merged.update({suffix.lower().lstrip("."): kind for suffix, kind in (types or {}).items()})
@@ -152,13 +152,13 @@ cdef class MimeTable:
         for name, kind in merged.items():
             if charset and kind.startswith("text/") and "charset=" not in kind:
                 kind = f"{kind}; charset={charset}"
-            suffix = name.encode()
+            suffix_text = name.encode()
             media_type = kind.encode()
-            self._texts += [suffix, media_type]
-            slot = hash_suffix(suffix, <uint32_t>len(suffix)) & self.map.mask
+            self._texts += [suffix_text, media_type]
+            slot = hash_suffix(suffix_text, <uint32_t>len(suffix_text)) & self.map.mask
             while self.map.slots[slot].suffix.data != NULL:
                 slot = (slot + 1) & self.map.mask
-            self.map.slots[slot].suffix = self._slice(suffix)
+            self.map.slots[slot].suffix = self._slice(suffix_text)
             self.map.slots[slot].type = self._slice(media_type)
         media_type = default_type.encode()
         self._texts.append(media_type)

@@ -43,6 +43,7 @@ cdef struct Representation:
     Slice content_type             # the media type's text, owned by the MimeTable or static
     Slice etag                     # points into head, without W/
     bint etag_weak
+    bint vary
     bint racy                      # changed so shortly before it was opened that a further change could look the same
     bint read_before               # a transfer has brought its pages in
 

@@ -129,6 +129,7 @@ cdef Representation* representation_of_file(
     file.device = status.st_dev
     representation.budget = budget
     representation.content_type = given.content_type
+    representation.vary = given.vary
     representation.racy = changed_just_now(status)
     representation.etag_weak = representation.racy
     if not make_head(representation, given):
@@ -152,6 +153,7 @@ cdef Representation* representation_of_bytes(
     representation.content = content
     budget.used += length
     representation.content_type = given.content_type
+    representation.vary = given.vary
     representation.racy = True
     if not make_head(representation, given):
         representation_release(representation)

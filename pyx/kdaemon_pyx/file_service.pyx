@@ -1,0 +1,78 @@
+"""The file service: HTTP/1.1 sessions (http_session) behind the Service table of the connection core."""
+
+from libc.errno cimport ENOMEM
+from libc.stdint cimport int64_t, uint8_t, uint64_t
+from libc.string cimport memset
+
+from kdaemon_pyx.connection cimport (
+    connection_close, connection_commit, connection_count_request, connection_deadlines, connection_finish,
+    connection_now_ns, connection_reserve, connection_room, connection_send_file, connection_set_deadline,
+)
+from kdaemon_pyx.core cimport RECORD_LAYER_KERNEL, Connection
+from kdaemon_pyx.http_context cimport FileContext
+from kdaemon_pyx.http_session cimport (
+    HttpContext, HttpSession, session_free, session_on_data, session_on_deadline, session_on_drain,
+    session_on_end_of_data, session_on_sent, session_open,
+)
+
+__all__ = ["FileService"]
+
+
+cdef int on_established(Connection* c) noexcept nogil:
+    c.service_state = session_open(
+        <HttpContext*>c.service.context, c, c.site, c.record_layer == RECORD_LAYER_KERNEL)
+    return 0 if c.service_state != NULL else -ENOMEM
+
+
+cdef int64_t on_data(Connection* c, const uint8_t* data, uint64_t length) noexcept nogil:
+    return session_on_data(<HttpSession*>c.service_state, data, length)
+
+
+cdef void on_sent(Connection* c) noexcept nogil:
+    session_on_sent(<HttpSession*>c.service_state)
+
+
+cdef void on_end_of_data(Connection* c) noexcept nogil:
+    session_on_end_of_data(<HttpSession*>c.service_state)
+
+
+cdef void on_deadline(Connection* c) noexcept nogil:
+    session_on_deadline(<HttpSession*>c.service_state)
+
+
+cdef void on_drain(Connection* c) noexcept nogil:
+    session_on_drain(<HttpSession*>c.service_state)
+
+
+cdef void on_closed(Connection* c) noexcept nogil:
+    if c.service_state != NULL:
+        session_free(<HttpSession*>c.service_state)
+        c.service_state = NULL
+
+
+cdef class FileService(FileContext):
+    """Serves files over the connections of one engine: ``Engine(file_service=FileService([Site(root_fd)]))``.
+
+    Parameters and errors are FileContext's. One engine per service: two engines need two services over the same sites.
+    """
+
+    def __cinit__(self, sites, limits=None, mime=None):
+        self.context.transport.reserve = connection_reserve
+        self.context.transport.commit = connection_commit
+        self.context.transport.room = connection_room
+        self.context.transport.send_file = connection_send_file
+        self.context.transport.finish = connection_finish
+        self.context.transport.close = connection_close
+        self.context.transport.set_deadline = connection_set_deadline
+        self.context.transport.now_ns = connection_now_ns
+        self.context.transport.deadlines = connection_deadlines
+        self.context.transport.count_request = connection_count_request
+        memset(&self.service, 0, sizeof(self.service))
+        self.service.context = &self.context
+        self.service.on_established = on_established
+        self.service.on_data = on_data
+        self.service.on_sent = on_sent
+        self.service.on_end_of_data = on_end_of_data
+        self.service.on_deadline = on_deadline
+        self.service.on_drain = on_drain
+        self.service.on_closed = on_closed

@@ -1,0 +1,61 @@
+"""What the HTTP sessions of one engine thread share: sites, limits, the file table, counters."""
+
+import os
+import resource
+
+from libc.stdint cimport uint32_t
+from libc.string cimport memset
+
+from kdaemon_pyx.files cimport LIST_FILES, LIST_NAMES, file_table_setup, file_table_teardown
+from kdaemon_pyx.http_site cimport SiteTable
+from kdaemon_pyx.mime cimport MimeTable
+
+from kdaemon_pyx.http_config import Limits
+
+__all__ = ["FileContext"]
+
+
+cdef class FileContext:
+    """Sites, limits and the file table of one engine thread.
+
+    sites: sequence of ``http_config.Site``, in the order of the engine's site numbers; their root_fd stay the caller's and must outlive
+    this object. limits: ``http_config.Limits``. mime: ``mime.MimeTable``, may be shared.
+
+    Raises ValueError for values that do not fit, MemoryError. Thread-safety: ``counters`` from any thread, the rest is the engine's.
+    """
+
+    def __cinit__(self, sites, limits=None, mime=None):
+        limits = limits or Limits()
+        self._sites = SiteTable(sites)
+        self._mime = mime or MimeTable()
+        memset(&self.context, 0, sizeof(self.context))
+        self.context.sites = self._sites.sites
+        self.context.site_count = self._sites.count
+        self.context.limits.request_line_bytes_max = limits.request_line_bytes_max
+        self.context.limits.header_line_bytes_max = limits.header_line_bytes_max
+        self.context.limits.head_bytes_max = limits.head_bytes_max
+        self.context.limits.header_count_max = limits.header_count_max
+        self.context.limits.requests_per_connection_max = limits.requests_per_connection_max
+        self.context.limits.ranges_max = limits.ranges_max
+        self.context.limits.body_bytes_max = limits.body_bytes_max
+        self.context.boundary = int.from_bytes(os.urandom(8), "little")
+        # Each remembered path may hold a descriptor: a quarter of what the process may open, so that clients still get theirs.
+        descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        entries_max = max(8, min(limits.entries_max, descriptors // 4))
+        if file_table_setup(
+            &self.context.table, self._sites.sites, &self._mime.map, <uint32_t>entries_max, limits.content_bytes_max,
+            limits.content_file_bytes_max
+        ) != 0:
+            raise MemoryError
+
+    def __dealloc__(self):
+        file_table_teardown(&self.context.table)
+
+    def counters(self):
+        """Counts since the start: responses_1xx … responses_5xx, file_opens, and the gauges file_entries, file_content_bytes."""
+        counts = {f"responses_{i}xx": self.context.responses[i] for i in range(1, 6)}
+        counts["file_opens"] = self.context.table.opens
+        counts["file_entries"] = self.context.table.orders[<int>LIST_FILES].count
+        counts["file_names_missing"] = self.context.table.orders[<int>LIST_NAMES].count
+        counts["file_content_bytes"] = self.context.table.budget.used
+        return counts

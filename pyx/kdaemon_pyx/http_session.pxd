@@ -1,0 +1,91 @@
+# One connection's HTTP/1.1: requests in, responses out, in order (RFC 9112). Sans-I/O: it reaches the connection through a table of
+# functions, so that the same code runs over both record layers and, in tests, over memory.
+#
+# A response is queued in one go where it fits; what does not is continued from session_on_sent(). While one is under way no further
+# request is looked at: unread input is the back-pressure.
+
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+
+from kdaemon_pyx.core cimport CloseReason, Connection, Deadlines, File
+from kdaemon_pyx.files cimport FileTable
+from kdaemon_pyx.http_body cimport BodyDiscard
+from kdaemon_pyx.http_conditional cimport ByteRange, Validators
+from kdaemon_pyx.http_request cimport HeadScan, HttpLimits, HttpRequest
+from kdaemon_pyx.http_response cimport DateCache
+from kdaemon_pyx.http_site cimport SiteC
+from kdaemon_pyx.representation cimport Representation
+
+# The connection's functions (connection.pxd says what each does).
+cdef struct Transport:
+    uint8_t* (*reserve)(Connection* c, uint32_t length) noexcept nogil
+    void (*commit)(Connection* c, uint32_t length) noexcept nogil
+    uint32_t (*room)(Connection* c) noexcept nogil
+    int (*send_file)(Connection* c, File* file, uint64_t offset, uint64_t length) noexcept nogil
+    void (*finish)(Connection* c, CloseReason reason) noexcept nogil
+    void (*close)(Connection* c, CloseReason reason) noexcept nogil
+    void (*set_deadline)(Connection* c, uint64_t deadline_ns) noexcept nogil
+    uint64_t (*now_ns)(Connection* c) noexcept nogil
+    const Deadlines* (*deadlines)(Connection* c) noexcept nogil
+    void (*count_request)(Connection* c) noexcept nogil
+
+# Everything the sessions of one engine thread share; owner: the service object.
+cdef struct HttpContext:
+    Transport transport
+    HttpLimits limits
+    FileTable table
+    const SiteC* sites
+    uint32_t site_count
+    uint64_t responses[6]          # by the status' first digit
+    DateCache date
+    uint64_t boundary              # of multipart/byteranges; a number never used twice
+    # Of the request being answered; nothing here outlives one call of session_on_data().
+    HttpRequest request
+    Validators validators
+    ByteRange ranges[64]
+    uint8_t path[4096]
+
+ctypedef enum DeadlineKind:
+    DEADLINE_NONE = 0
+    DEADLINE_HEADER
+    DEADLINE_BODY
+    DEADLINE_IDLE
+
+# Owner: the connection's service_state.
+cdef struct HttpSession:
+    HttpContext* context
+    Connection* connection
+    uint64_t deadline_ns
+    uint32_t site
+    uint32_t requests
+    HeadScan scan
+    BodyDiscard body
+    uint8_t deadline_kind
+    bint kernel_layer
+    bint head_pending              # part of a head is there, the rest is not
+    bint blocked                   # input waits for room in the output
+    bint responding                # a response is under way
+    bint draining
+    bint end_of_data
+    bint finishing                 # the connection was told to finish; input is ignored
+    # the response under way, or the last one
+    bint keep_alive
+    bint head_only
+    uint8_t minor_version
+    bint multipart
+    bint part_started
+    uint32_t range_index
+    uint32_t range_count
+    uint64_t range_done            # bytes of the current range already copied
+    ByteRange range                # when there is one
+    ByteRange* ranges              # when there are several: owned here, else NULL
+    uint64_t boundary
+    Representation* representation  # one reference
+
+cdef HttpSession* session_open(HttpContext* context, Connection* connection, uint32_t site, bint kernel_layer) noexcept nogil
+cdef int64_t session_on_data(HttpSession* session, const uint8_t* data, uint64_t length) noexcept nogil
+cdef void session_on_sent(HttpSession* session) noexcept nogil
+cdef void session_on_end_of_data(HttpSession* session) noexcept nogil
+cdef void session_on_deadline(HttpSession* session) noexcept nogil
+cdef void session_on_drain(HttpSession* session) noexcept nogil
+# Frees the session; nothing of it is in use any more.
+cdef void session_free(HttpSession* session) noexcept nogil
