@@ -1,14 +1,43 @@
-"""Certificates of peers: parsing, the proof of possession, and path validation with ``cryptography.x509.verification``
-(RFC 5280).
+"""Certificates of peers: parsing, proof of possession, path validation by ``cryptography`` (RFC 5280).
+
+Whatever is wrong with a chain comes out as a fact of its own (expired, unknown authority, other name, ...).
 """
+
+import datetime
+import ipaddress
+import ssl
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
+from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import PublicKeyAlgorithmOID
+from cryptography.x509.verification import (
+    Criticality,
+    ExtensionPolicy,
+    PolicyBuilder,
+    Store,
+    Subject,
+    VerificationError,
+)
 
-from kdaemon.tls.errors import BadCertificate, UnsupportedCertificate
+from kdaemon.tls.errors import (
+    BadCertificate,
+    CertificateExpired,
+    CertificateNameMismatch,
+    CertificateUnknown,
+    InsufficientSecurity,
+    TlsFault,
+    UnknownCertificateAuthority,
+    UnsupportedCertificate,
+)
 from kdaemon.tls.signing import Role, verify
+
+CHAIN_DEPTH_MAX = 8
+
+_Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 def load_certificate(der: bytes) -> x509.Certificate:
@@ -37,10 +66,147 @@ def is_pss_only(certificate: x509.Certificate) -> bool:
 def verify_with_certificate(
     certificate: x509.Certificate, scheme: int, role: Role, transcript_hash: bytes, signature: bytes
 ) -> None:
-    """Checks a CertificateVerify against a certificate.
+    """Checks a CertificateVerify. Raises IllegalParameter, BadSignature, UnsupportedCertificate."""
+    key = certificate_public_key(certificate)
+    verify(key, scheme, role, transcript_hash, signature, pss_only=is_pss_only(certificate))
 
-    Raises IllegalParameter, BadSignature, UnsupportedCertificate.
+
+def parse_address(name: str) -> _Address | None:
+    """``name`` as an IP address, or None if it is a host name."""
+    try:
+        return ipaddress.ip_address(name)
+    except ValueError:
+        return None
+
+
+class TrustStore:
+    """Trusted certificates. Immutable; thread-safe; one for all connections with the same policy.
+
+    A certificate that is itself in the store is trusted as it is, whatever its extensions say: that is how self-signed
+    server certificates are pinned. Its name and dates still count.
     """
-    verify(
-        certificate_public_key(certificate), scheme, role, transcript_hash, signature, pss_only=is_pss_only(certificate)
-    )
+
+    def __init__(self, certificates: Iterable[x509.Certificate]) -> None:
+        certificates = list(certificates)
+        if not certificates:
+            raise ValueError("no trusted certificate")
+        self._store = Store(certificates)
+        self._der = frozenset(certificate.public_bytes(Encoding.DER) for certificate in certificates)
+
+    @classmethod
+    def from_pem(cls, pem: bytes) -> "TrustStore":
+        """From a bundle of PEM certificates. Raises ValueError."""
+        return cls(x509.load_pem_x509_certificates(pem))
+
+    @classmethod
+    def system(cls) -> "TrustStore":
+        """The system's bundle, where OpenSSL looks for it. Raises OSError or ValueError."""
+        paths = ssl.get_default_verify_paths()
+        candidates = (paths.cafile, paths.openssl_cafile, "/etc/ssl/certs/ca-certificates.crt")
+        for candidate in candidates:
+            if candidate is not None and Path(candidate).is_file():
+                return cls.from_pem(Path(candidate).read_bytes())
+        raise FileNotFoundError("no system certificate store: install ca-certificates, or name a CA file")
+
+    def verify_server(self, chain_der: Sequence[bytes], server_name: str, now_s: float) -> None:
+        """Validates a server's chain for a host name or address. Raises the TlsFault that names what is wrong."""
+        leaf, intermediates = _load_chain(chain_der)
+        address = parse_address(server_name)
+        now = datetime.datetime.fromtimestamp(now_s, datetime.UTC)
+        if chain_der[0] in self._der:
+            _check_dates(leaf, now)
+            _check_name(leaf, server_name, address)
+            return
+        subject: Subject = x509.DNSName(_to_ascii(server_name)) if address is None else x509.IPAddress(address)
+        builder = PolicyBuilder().store(self._store).time(now).max_chain_depth(CHAIN_DEPTH_MAX)
+        try:
+            builder.build_server_verifier(subject).verify(leaf, intermediates)
+        except VerificationError as error:
+            _check_dates(leaf, now)
+            _check_name(leaf, server_name, address)
+            raise _fault_of(error) from None
+
+    def verify_client(self, chain_der: Sequence[bytes], now_s: float) -> None:
+        """Validates a client's chain; who the client is remains for the caller to judge. Raises like verify_server."""
+        leaf, intermediates = _load_chain(chain_der)
+        now = datetime.datetime.fromtimestamp(now_s, datetime.UTC)
+        if chain_der[0] in self._der:
+            _check_dates(leaf, now)
+            return
+        # Client certificates often name a person or a service in the subject only.
+        ee_policy = ExtensionPolicy.webpki_defaults_ee().may_be_present(
+            x509.SubjectAlternativeName, Criticality.AGNOSTIC, None
+        )
+        builder = (
+            PolicyBuilder()
+            .store(self._store)
+            .time(now)
+            .max_chain_depth(CHAIN_DEPTH_MAX)
+            .extension_policies(ca_policy=ExtensionPolicy.webpki_defaults_ca(), ee_policy=ee_policy)
+        )
+        try:
+            builder.build_client_verifier().verify(leaf, intermediates)
+        except VerificationError as error:
+            _check_dates(leaf, now)
+            raise _fault_of(error) from None
+
+
+def _load_chain(chain_der: Sequence[bytes]) -> tuple[x509.Certificate, list[x509.Certificate]]:
+    leaf, *intermediates = [load_certificate(der) for der in chain_der]
+    return leaf, intermediates
+
+
+def _check_dates(certificate: x509.Certificate, now: datetime.datetime) -> None:
+    if now > certificate.not_valid_after_utc:
+        raise CertificateExpired(f"the certificate expired on {certificate.not_valid_after_utc:%Y-%m-%d}")
+    if now < certificate.not_valid_before_utc:
+        raise CertificateExpired(f"the certificate is not valid before {certificate.not_valid_before_utc:%Y-%m-%d}")
+
+
+def _check_name(certificate: x509.Certificate, server_name: str, address: _Address | None) -> None:
+    """Subject alternative names only (RFC 9525 §6.3): the common name has not counted for years."""
+    try:
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except (x509.ExtensionNotFound, ValueError):
+        raise CertificateNameMismatch("the certificate has no subject alternative name") from None
+    if address is not None:
+        matches = address in names.get_values_for_type(x509.IPAddress)
+    else:
+        wanted = _to_ascii(server_name)
+        matches = any(_matches(pattern.lower(), wanted) for pattern in names.get_values_for_type(x509.DNSName))
+    if not matches:
+        raise CertificateNameMismatch(f"the certificate is not for {server_name}")
+
+
+def _matches(pattern: str, name: str) -> bool:
+    if pattern.startswith("*."):
+        label, dot, rest = name.partition(".")
+        return bool(label and dot and "." in rest) and rest == pattern[2:]
+    return pattern == name
+
+
+def _to_ascii(server_name: str) -> str:
+    """The name in A-labels, lower case, without a final dot."""
+    name = server_name.rstrip(".").lower()
+    if name.isascii():
+        return name
+    try:
+        return name.encode("idna").decode("ascii")
+    except UnicodeError:
+        raise CertificateNameMismatch("the server name is no host name") from None
+
+
+def _fault_of(error: VerificationError) -> TlsFault:
+    """The fact behind the library's text, where it says more than "no"."""
+    text = str(error)
+    if "not valid at validation time" in text:
+        return CertificateExpired("a certificate of the chain is outside its period of validity")
+    if "no interior errors" in text or "signature does not match" in text or "chain construction" in text:
+        return UnknownCertificateAuthority("no path from the certificate to a trusted authority")
+    if "EKU" in text or "Forbidden" in text or "unaccounted-for critical" in text:
+        return UnsupportedCertificate("a certificate of the chain is of a kind, or for a use, that is not accepted")
+    if "modulus" in text:
+        return InsufficientSecurity("a certificate of the chain has a key that is too short")
+    if "validation failed" in text:
+        return BadCertificate("a certificate of the chain breaks the rules of its profile")
+    return CertificateUnknown("the certificate chain is not acceptable")

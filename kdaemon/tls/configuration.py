@@ -4,13 +4,15 @@ changed by one.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from kdaemon.tls.constants import CipherSuite
+from kdaemon.tls.constants import CipherSuite, NamedGroup
 from kdaemon.tls.extensions import serialize_certificate_status
 from kdaemon.tls.handshake import KeyLog
 from kdaemon.tls.key_exchange import SUPPORTED_GROUPS, KeyShareFactory, generate_key_share
 from kdaemon.tls.key_schedule import HashParameters
 from kdaemon.tls.messages import Certificate, CertificateEntry, serialize_certificate
+from kdaemon.tls.signing import HANDSHAKE_SCHEMES
 from kdaemon.tls.tickets import TicketKeys
 
 #: Judges a peer's chain, end entity first, at a time in seconds since the epoch. Raises a TlsFault that names what is
@@ -99,5 +101,37 @@ class ServerConfig:
     client_auth: ClientAuthentication | None = None
     record_size_limit: int | None = None
     advertise_groups: tuple[int, ...] = ()
+    key_log: KeyLog | None = None
+    generate_key_share: KeyShareFactory = generate_key_share
+
+
+class CredentialRequest(NamedTuple):
+    """What a server that asks for a client certificate accepts."""
+
+    signature_algorithms: tuple[int, ...]
+    authorities: tuple[bytes, ...]
+
+
+@dataclass(slots=True, kw_only=True)
+class ClientConfig:
+    """A client's decisions.
+
+    ``verify(chain_der, server_name, now_s)`` judges the server's chain (``TrustStore.verify_server``) and raises a
+    TlsFault; None accepts any certificate, which is for tests and explicit wishes only. ``key_share_groups``: the
+    groups of the first ClientHello's shares; a hybrid brings its X25519 half along. ``credential`` chooses a client
+    certificate, or None for an empty Certificate. ``record_size_limit`` as in :class:`ServerConfig`.
+    """
+
+    verify: Callable[[Sequence[bytes], str, float], None] | None
+    cipher_suites: tuple[int, ...] = DEFAULT_CIPHER_SUITES
+    groups: tuple[int, ...] = SUPPORTED_GROUPS
+    key_share_groups: tuple[int, ...] = (NamedGroup.X25519MLKEM768,)
+    signature_schemes: tuple[int, ...] = HANDSHAKE_SCHEMES
+    alpn: tuple[bytes, ...] = ()
+    credential: Callable[[CredentialRequest], Credential | None] | None = None
+    request_ocsp: bool = True
+    record_size_limit: int | None = None
+    compatibility_mode: bool = True
+    grease: bool = True
     key_log: KeyLog | None = None
     generate_key_share: KeyShareFactory = generate_key_share

@@ -69,6 +69,7 @@ class Established:
         "leftover",
         "ocsp_response",
         "peer_chain_der",
+        "peer_groups",
         "record_size_max",
         "resumed",
         "resumption_secret",
@@ -96,6 +97,7 @@ class Established:
         self.retried = False
         self.external_psk_identity: bytes | None = None
         self.peer_chain_der: tuple[bytes, ...] = ()
+        self.peer_groups: tuple[int, ...] = ()
         self.ocsp_response: bytes | None = None
         self.record_size_max = 0
 

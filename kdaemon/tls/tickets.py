@@ -96,7 +96,7 @@ class TicketKeys:
     def open(self, ticket: bytes) -> TicketContents | None:
         """The contents of one of our tickets; None for anything else. Expiry is the caller's to judge."""
         key = self._by_name.get(ticket[:KEY_NAME_SIZE])
-        if key is None:
+        if key is None or len(ticket) < KEY_NAME_SIZE + TICKET_NONCE_SIZE + _FIXED.size:
             return None
         plaintext = key.open(ticket)
         if plaintext is None or plaintext[0] != _FORMAT_VERSION:
