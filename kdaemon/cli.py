@@ -79,6 +79,21 @@ def _parser() -> argparse.ArgumentParser:
     validate = add("check", _check, "validates a configuration file", "  kdaemon check /etc/kdaemon.toml")
     validate.add_argument("file", metavar="FILE")
 
+    connect = add(
+        "connect",
+        _connect,
+        "connects standard input and output to a TLS server",
+        "  printf 'GET / HTTP/1.1\\r\\nHost: localhost\\r\\nConnection: close\\r\\n\\r\\n' \\\n"
+        "    | kdaemon connect localhost:8443 --cafile ~/.local/state/kdaemon/localhost.crt",
+    )
+    connect.add_argument("peer", metavar="HOST:PORT", type=_peer)
+    connect.add_argument("--cafile", metavar="FILE", help="trust these certificates, PEM (default: the system's)")
+    connect.add_argument("--servername", metavar="NAME", help="name to ask for and to verify (default: HOST)")
+    connect.add_argument("--alpn", action="append", metavar="PROTOCOL", help="offer this protocol, may be repeated")
+    connect.add_argument("--insecure", action="store_true", help="do not verify the certificate")
+    _add_ktls(connect)
+    _add_keylog(connect)
+
     control = add("ctl", _ctl, "talks to a running daemon", "  kdaemon ctl status --json")
     control.add_argument(
         "command",
@@ -173,6 +188,22 @@ def _check(options: argparse.Namespace) -> int:
     return EXIT_OK
 
 
+def _connect(options: argparse.Namespace) -> int:
+    from kdaemon import connect  # noqa: PLC0415
+
+    host, port = options.peer
+    return connect.main(
+        host,
+        port,
+        cafile=options.cafile,
+        servername=options.servername,
+        alpn=tuple(options.alpn or ()),
+        insecure=options.insecure,
+        policy=options.ktls or "auto",
+        keylog=_keylog_path() if options.keylog else "",
+    )
+
+
 def _ctl(options: argparse.Namespace) -> int:
     from kdaemon import control  # noqa: PLC0415
 
@@ -201,6 +232,13 @@ def _address(text: str) -> str:
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
     return text
+
+
+def _peer(text: str) -> tuple[str, int]:
+    host, _, port = text.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+        raise argparse.ArgumentTypeError(f"{text!r} is not HOST:PORT")
+    return host.removeprefix("[").removesuffix("]"), int(port)
 
 
 def _count(text: str) -> int:

@@ -141,7 +141,7 @@ def test_check_says_ok_or_exits_with_2(tmp_path: Path, capsys: pytest.CaptureFix
     assert ":1: wokers: unknown key" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["serve", "run", "check", "ctl"])
+@pytest.mark.parametrize("command", ["serve", "run", "check", "connect", "ctl"])
 def test_every_command_has_help_with_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         cli.main([command, "--help"])

@@ -1,0 +1,215 @@
+"""`kdaemon connect`: standard input and output over a TLS connection, like netcat.
+
+The end of standard input closes our direction with close_notify; the end of the program is the peer's close_notify.
+A peer that ends without one has truncated the stream, which is a failure.
+"""
+
+import os
+import select
+import socket
+import sys
+import time
+import warnings
+from pathlib import Path
+
+from cryptography.utils import CryptographyDeprecationWarning
+
+from kdaemon import ktls
+from kdaemon.observe import KeyLogFile
+from kdaemon.socket_records import KernelRecords, SocketRecords, UserRecords
+from kdaemon.tls.certificates import TrustStore
+from kdaemon.tls.client import ClientHandshake
+from kdaemon.tls.configuration import DEFAULT_CIPHER_SUITES, ClientConfig
+from kdaemon.tls.constants import AlertDescription, ContentType
+from kdaemon.tls.errors import CloseNotifyReceived, TlsError
+from kdaemon.tls.handshake import Established
+from kdaemon.tls.post_handshake import ConnectionSecrets, ControlState, handle_control_record
+from kdaemon.tls.signing import Role
+
+HANDSHAKE_DEADLINE_S = 10.0
+_CHUNK_SIZE = 65536
+_CLOSE_NOTIFY = bytes((1, AlertDescription.CLOSE_NOTIFY))
+
+
+class ConnectError(Exception):
+    """The connection failed; one line."""
+
+
+def main(
+    host: str,
+    port: int,
+    *,
+    cafile: str | None = None,
+    servername: str | None = None,
+    alpn: tuple[str, ...] = (),
+    insecure: bool = False,
+    policy: str = "auto",
+    keylog: str = "",
+) -> int:
+    """Runs the command; returns its exit status: 0, or 1 with the failure named on standard error."""
+    try:
+        support = ktls.probe() if policy != "off" else None
+        if policy == "require" and not (support and support.available):
+            raise ConnectError(f"ktls is required and cannot be used: {support.detail if support else ''}")
+        suites: tuple[int, ...] = DEFAULT_CIPHER_SUITES
+        if policy == "require" and support:
+            suites = tuple(suite for suite in suites if suite in support.suites)
+        config = ClientConfig(
+            verify=None if insecure else _trust(cafile).verify_server,
+            cipher_suites=suites,
+            alpn=tuple(protocol.encode() for protocol in alpn),
+            key_log=KeyLogFile(keylog) if keylog else None,
+        )
+        with _connect(host, port) as sock:
+            established = _handshake(sock, config, servername or host)
+            in_kernel = support is not None and established.cipher_suite in support.suites
+            records: SocketRecords = (KernelRecords if in_kernel else UserRecords)(sock, established)
+            sock.setblocking(False)
+            _relay(sock, records, established)
+    except (ConnectError, TlsError) as error:
+        print(f"kdaemon: {host}:{port}: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"kdaemon: {host}:{port}: {error.strerror or error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _trust(cafile: str | None) -> TrustStore:
+    # System stores keep old roots with odd serial numbers; whether they may be used is the store's to say
+    warnings.simplefilter("ignore", CryptographyDeprecationWarning)
+    try:
+        return TrustStore.from_pem(Path(cafile).read_bytes()) if cafile else TrustStore.system()
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise ConnectError(f"no trusted certificates{f' in {cafile}' if cafile else ''}: {reason}") from None
+
+
+def _connect(host: str, port: int) -> socket.socket:
+    try:
+        return socket.create_connection((host, port), HANDSHAKE_DEADLINE_S)
+    except TimeoutError:
+        raise ConnectError(f"no connection within {HANDSHAKE_DEADLINE_S:.0f} s") from None
+    except socket.gaierror as error:
+        raise ConnectError(f"the name cannot be resolved: {error.strerror}") from None
+
+
+def _handshake(sock: socket.socket, config: ClientConfig, server_name: str) -> Established:
+    """Record by record, so that not one byte behind the last handshake record is read: the kernel may want it."""
+    handshake = ClientHandshake(config, server_name, random=os.urandom, now_s=time.time())
+    deadline = time.monotonic() + HANDSHAKE_DEADLINE_S
+    try:
+        while True:
+            sock.sendall(handshake.data_to_send())
+            if handshake.complete:
+                return handshake.established
+            header = _receive_exactly(sock, 5, deadline)
+            handshake.receive(header + _receive_exactly(sock, int.from_bytes(header[3:], "big"), deadline))
+    except TlsError:
+        sock.sendall(handshake.data_to_send())
+        raise
+    except TimeoutError:
+        raise ConnectError(f"the peer did not finish the handshake within {HANDSHAKE_DEADLINE_S:.0f} s") from None
+
+
+def _receive_exactly(sock: socket.socket, size: int, deadline: float) -> bytes:
+    data = bytearray()
+    while len(data) < size:
+        remaining = deadline - time.monotonic()
+        if remaining <= 0:
+            raise TimeoutError
+        sock.settimeout(remaining)
+        received = sock.recv(size - len(data))
+        if not received:
+            raise ConnectError("the peer closed the connection in the middle of the handshake")
+        data += received
+    return bytes(data)
+
+
+def _relay(sock: socket.socket, records: SocketRecords, established: Established) -> None:
+    """Until the peer's close_notify. Raises ConnectError on truncation, TlsError on breaches of protocol and alerts."""
+    poller = select.poll()
+    state = ControlState()
+    pending = memoryview(b"")
+    stdin_open = True
+    flushed = True
+    while True:
+        try:
+            while True:
+                received = records.receive()
+                if received is None:
+                    raise ConnectError("truncated: the peer ended the connection without close_notify")
+                content_type, content = received
+                if content_type == ContentType.APPLICATION_DATA:
+                    _write_all(content)
+                else:
+                    _control(records, established, content_type, content, state)
+        except BlockingIOError:
+            pass
+        except CloseNotifyReceived:
+            if stdin_open:
+                _say_goodbye(records)
+            return
+        try:
+            while pending and flushed:
+                pending = pending[records.send(ContentType.APPLICATION_DATA, bytes(pending)) :]
+                flushed = records.flush()
+            flushed = records.flush()
+        except BlockingIOError:
+            flushed = False
+        wants_input = stdin_open and flushed and not pending
+        poller.register(sock, select.POLLIN | (0 if flushed and not pending else select.POLLOUT))
+        if wants_input:
+            poller.register(0, select.POLLIN)
+        ready = dict(poller.poll())
+        if wants_input:
+            poller.unregister(0)
+        if 0 in ready and wants_input:
+            data = os.read(0, _CHUNK_SIZE)
+            if data:
+                pending = memoryview(data)
+            else:
+                stdin_open = False
+                _say_goodbye(records)
+        if sock.fileno() in ready:
+            flushed = flushed or records.flush()
+
+
+def _control(
+    records: SocketRecords, established: Established, content_type: int, content: bytes, state: ControlState
+) -> None:
+    secrets = ConnectionSecrets(
+        established.cipher_suite, records.tx_secret, records.rx_secret, established.resumption_secret
+    )
+    reaction = handle_control_record(Role.CLIENT, content_type, content, secrets, state=state, now_s=time.time())
+    if reaction.error is not None:
+        if reaction.alert:
+            records.send(ContentType.ALERT, reaction.alert)
+        raise reaction.error
+    if reaction.rx is not None:
+        try:
+            records.rekey_rx(reaction.rx)
+        except OSError as error:
+            raise ConnectError(
+                f"the peer updated its keys, which this kernel cannot follow ({error.strerror})"
+            ) from None
+    if reaction.messages:
+        records.send(ContentType.HANDSHAKE, reaction.messages)
+    if reaction.tx is not None:
+        records.rekey_tx(reaction.tx)
+
+
+def _say_goodbye(records: SocketRecords) -> None:
+    try:
+        records.send(ContentType.ALERT, _CLOSE_NOTIFY)
+    except OSError:
+        pass  # the peer is gone or takes nothing any more; what it sent before still counts
+
+
+def _write_all(data: bytes) -> None:
+    view = memoryview(data)
+    try:
+        while view:
+            view = view[os.write(1, view) :]
+    except BrokenPipeError:
+        raise ConnectError("standard output was closed") from None

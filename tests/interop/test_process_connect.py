@@ -1,0 +1,167 @@
+"""`kdaemon connect` against OpenSSL's server: data both ways, ends, and a name for every failure."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from support.certificates import Issued
+from support.daemon import environment
+from support.waiting import DEADLINE_S
+
+MIB = 1 << 20
+
+
+@contextmanager
+def server(issued: Issued, handle: Callable[[ssl.SSLSocket], None], **options: object) -> Iterator[int]:
+    """A TLS server for one connection, in Python's ssl; gives its port."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(issued.certificate, issued.key)
+    context.set_alpn_protocols(["two"])
+    for name, value in options.items():
+        setattr(context, name, value)
+
+    def run() -> None:
+        plain, _ = listener.accept()
+        plain.settimeout(DEADLINE_S)
+        try:
+            with context.wrap_socket(plain, server_side=True) as connection:
+                handle(connection)
+        except OSError:
+            pass  # what the client makes of it is what the test looks at
+        finally:
+            plain.close()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(DEADLINE_S)
+        thread = threading.Thread(target=run)
+        thread.start()
+        try:
+            yield listener.getsockname()[1]
+        finally:
+            thread.join(DEADLINE_S)
+
+
+def connect(port: int, arguments: Sequence[str], data: bytes, folder: Path) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(
+        [sys.executable, "-m", "kdaemon", "connect", f"127.0.0.1:{port}", *arguments],
+        input=data,
+        capture_output=True,
+        timeout=DEADLINE_S,
+        check=False,
+        env=environment("connect", folder),
+    )
+
+
+def echo(connection: ssl.SSLSocket) -> None:
+    """Until close_notify, then close_notify back."""
+    while data := connection.recv(65536):
+        connection.sendall(data)
+    connection.unwrap()
+
+
+def test_data_goes_both_ways_and_ends_in_order(issued: Issued, tmp_path: Path) -> None:
+    data = os.urandom(3 * MIB + 1)
+    with server(issued, echo) as port:
+        completed = connect(port, ["--cafile", str(issued.ca)], data, tmp_path)
+    assert completed.stderr == b""
+    assert completed.returncode == 0
+    assert hashlib.sha256(completed.stdout).digest() == hashlib.sha256(data).digest()
+
+
+def test_alpn_and_the_name_reach_the_server(issued: Issued, tmp_path: Path) -> None:
+    seen: list[str | None] = []
+
+    def note(connection: ssl.SSLSocket) -> None:
+        seen.append(connection.selected_alpn_protocol())
+        echo(connection)
+
+    with server(issued, note, sni_callback=lambda _s, name, _c: seen.append(name)) as port:
+        completed = connect(
+            port,
+            ["--cafile", str(issued.ca), "--servername", "localhost", "--alpn", "one", "--alpn", "two"],
+            b"x",
+            tmp_path,
+        )
+    assert completed.returncode == 0
+    assert seen == ["localhost", "two"]
+
+
+def test_an_end_without_close_notify_is_a_failure_that_keeps_the_data(issued: Issued, tmp_path: Path) -> None:
+    def cut(connection: ssl.SSLSocket) -> None:
+        connection.sendall(b"half")
+        connection.shutdown(socket.SHUT_WR)  # FIN, no alert
+        connection.recv(1)
+
+    with server(issued, cut) as port:
+        completed = connect(port, ["--cafile", str(issued.ca)], b"", tmp_path)
+    assert completed.returncode == 1
+    assert completed.stdout == b"half"
+    assert b"truncated: the peer ended the connection without close_notify" in completed.stderr
+
+
+@pytest.mark.parametrize(
+    ("issue_options", "arguments", "complaint"),
+    [
+        ({"expired": True}, ["--ca"], b"expired"),
+        ({"names": ("other.test",)}, ["--ca"], b"is not for 127.0.0.1"),
+        ({}, [], b"authority"),
+        ({}, ["--cafile", "/nowhere"], b"no trusted certificates in /nowhere"),
+    ],
+    ids=["expired", "other name", "unknown authority", "no file"],
+)
+def test_each_bad_certificate_has_its_own_complaint(
+    make_issued: Callable[..., Issued],
+    tmp_path: Path,
+    issue_options: dict[str, object],
+    arguments: list[str],
+    complaint: bytes,
+) -> None:
+    issued = make_issued(**issue_options)
+    arguments = ["--cafile", str(issued.ca)] if arguments == ["--ca"] else arguments
+    if "/nowhere" in arguments:
+        completed = connect(1, arguments, b"", tmp_path)
+    else:
+        with server(issued, echo) as port:
+            completed = connect(port, arguments, b"", tmp_path)
+    assert completed.returncode == 1
+    assert complaint in completed.stderr.lower()
+    assert len(completed.stderr.splitlines()) == 1
+    if issue_options:
+        with server(issued, echo) as port:
+            assert connect(port, ["--insecure"], b"", tmp_path).returncode == 0
+
+
+def test_a_server_that_speaks_tls_1_2_only(issued: Issued, tmp_path: Path) -> None:
+    with server(issued, echo, maximum_version=ssl.TLSVersion.TLSv1_2) as port:
+        completed = connect(port, ["--insecure"], b"", tmp_path)
+    assert completed.returncode == 1
+    assert b"alert" in completed.stderr or b"version" in completed.stderr.lower()
+
+
+def test_nobody_there_and_nobody_speaking_tls(tmp_path: Path) -> None:
+    completed = connect(1, ["--insecure"], b"", tmp_path)
+    assert (completed.returncode, completed.stderr) == (1, b"kdaemon: 127.0.0.1:1: Connection refused\n")
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def greet() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.sendall(b"220 mail.test ESMTP\r\n")
+                connection.recv(65536)
+
+        thread = threading.Thread(target=greet)
+        thread.start()
+        completed = connect(listener.getsockname()[1], ["--insecure"], b"", tmp_path)
+        thread.join(DEADLINE_S)
+    assert completed.returncode == 1
+    assert len(completed.stderr.splitlines()) == 1
