@@ -22,7 +22,6 @@ cdef extern from "<sys/stat.h>" nogil:
 
 cdef extern from "<fcntl.h>" nogil:
     const int O_NOCTTY
-    const int O_PATH
 
 cdef extern from "<linux/openat2.h>" nogil:
     struct open_how:
@@ -317,7 +316,7 @@ cdef int resolve(FileTable* table, Entry* entry, Representation** found) noexcep
         if status_code != 404 and status_code != 301:      # an index that is a directory is no index
             return status_code
     path[entry.path_length] = 0
-    fd = open_beneath(table, site.root_fd, path, O_PATH | O_DIRECTORY)
+    fd = open_beneath(table, site.root_fd, path, O_RDONLY | O_DIRECTORY)
     if fd < 0:
         return status_of_errno(-fd)
     close(fd)

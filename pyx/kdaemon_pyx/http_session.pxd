@@ -46,6 +46,7 @@ cdef struct HttpContext:
 
 ctypedef enum DeadlineKind:
     DEADLINE_NONE = 0
+    DEADLINE_PAST                  # one is set, of something that is over
     DEADLINE_HEADER
     DEADLINE_BODY
     DEADLINE_IDLE

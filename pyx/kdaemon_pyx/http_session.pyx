@@ -115,7 +115,7 @@ cdef int64_t session_on_data(HttpSession* session, const uint8_t* data, uint64_t
             break
         consumed += <uint64_t>n if n > 0 else 0
         if session.deadline_kind == DEADLINE_HEADER:       # the next head starts its own
-            session.deadline_kind = DEADLINE_NONE
+            session.deadline_kind = DEADLINE_PAST
         if not session.responding and not session.keep_alive:
             finish(session, CLOSE_SERVICE)
     if session.end_of_data and not session.responding and not session.blocked:

@@ -3,7 +3,6 @@
 from libc.errno cimport EOPNOTSUPP, errno
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
-from libc.string cimport memcpy
 from posix.mman cimport MAP_FAILED, MAP_SHARED, PROT_READ, mmap, munmap
 from posix.time cimport clock_gettime, timespec
 from posix.types cimport off_t
@@ -11,7 +10,6 @@ from posix.unistd cimport close
 
 from kdaemon_pyx.connection cimport File
 from kdaemon_pyx.http_conditional cimport Validators
-from kdaemon_pyx.http_request cimport Slice
 from kdaemon_pyx.http_response cimport (
     HTTP_DATE_BYTES, Writer, format_http_date, put, put_decimal, put_hexadecimal, put_slice, put_status_line, put_text,
 )
