@@ -1,0 +1,569 @@
+"""The program's side of a client ring: post, reap, wait, and the data arena. libtls imports this and nothing else of the engine.
+
+Lifetime: a ``ClientRing`` owns its mapping and three fds (memory, doorbell, attach socket). An ``Operation`` is kept alive by its ring until
+its completion is reaped, and keeps its arena block until it is destroyed. Thread-safety: every method may be called from any thread;
+with the GIL each call is atomic, without it each takes the ring's critical section. Waits release both. One waiting
+thread at a time sleeps on the doorbell (the leader) and wakes the others. A ring does not survive fork in the child.
+"""
+
+cimport cython
+from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_FillInfo, PyBuffer_Release, PyObject_GetBuffer
+from cpython.exc cimport PyErr_CheckSignals
+from libc.errno cimport EINTR, errno
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport free, malloc
+from libc.string cimport memcpy, memset
+from posix.mman cimport MAP_FAILED, MAP_SHARED, PROT_READ, PROT_WRITE, mmap, munmap
+from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
+from posix.unistd cimport close
+
+from kdaemon_pyx.client_abi cimport (
+    CLIENT_CANCEL, CLIENT_MAGIC, CLIENT_VERSION_MAJOR, CLIENT_WRITE, client_completion, client_header, client_must_ring,
+    client_observe, client_parameters, client_publish, client_relax, client_say_asleep, client_say_awake, client_submission,
+)
+from kdaemon_pyx.client_arena cimport Arena, arena_allocate, arena_destroy, arena_initialize, arena_release
+
+import errno as errno_module
+import os
+import threading
+
+from kdaemon_pyx.client_abi import OPCODE_NAMES
+
+cdef extern from "errno.h" nogil:
+    enum:
+        EAGAIN
+        ECONNRESET
+        ENOBUFS
+
+cdef extern from "poll.h" nogil:
+    struct pollfd:
+        int fd
+        short events
+        short revents
+    int poll(pollfd* fds, unsigned long count, int timeout_ms)
+    enum:
+        POLLIN
+        POLLHUP
+        POLLERR
+        POLLRDHUP
+
+cdef extern from "sys/socket.h" nogil:
+    ssize_t send(int fd, const void* data, size_t length, int flags)
+    ssize_t recv(int fd, void* data, size_t length, int flags)
+    enum:
+        MSG_DONTWAIT
+        MSG_NOSIGNAL
+
+cdef extern from "sys/mman.h" nogil:
+    int madvise(void* address, size_t length, int advice)
+    enum:
+        MADV_DONTFORK
+
+cdef enum:
+    IN_FLIGHT = 0
+    COMPLETE = 1
+
+
+cdef uint64_t monotonic_ns() noexcept nogil:
+    cdef timespec now
+    clock_gettime(CLOCK_MONOTONIC, &now)
+    return <uint64_t> now.tv_sec * 1000000000 + <uint64_t> now.tv_nsec
+
+
+cdef class ClientRing
+
+
+@cython.final
+cdef class Operation:
+    """One posted operation. Buffer protocol: the bytes that a completed READ or INFO got, in the arena, without a copy."""
+
+    cdef ClientRing ring
+    cdef uint64_t offset               # of the arena block, while has_block
+    cdef uint64_t user_data
+    cdef int64_t raw_result
+    cdef uint32_t length
+    cdef uint32_t slot
+    cdef int exports                   # memoryviews of the arena block
+    cdef bint has_block
+    cdef uint8_t state
+    cdef readonly uint64_t handle
+    cdef readonly uint32_t detail
+    cdef readonly uint8_t opcode
+    cdef public object context         # the poster's own
+    cdef object callback
+
+    def __init__(self):
+        raise TypeError("operations are made by posting them")
+
+    def __dealloc__(self):
+        if self.has_block and self.ring is not None:
+            arena_release(&self.ring.arena_state, self.offset)
+
+    @property
+    def done(self) -> bool:
+        """Whether the completion was reaped."""
+        return self.state == COMPLETE
+
+    @property
+    def result(self) -> int:
+        """Bytes, a handle, 0, or a negative errno. Only when done."""
+        if self.state != COMPLETE:
+            raise ValueError("the operation is in flight")
+        return self.raw_result
+
+    def bytes(self) -> bytes:
+        """A copy of what READ or INFO got; empty at the end of the data."""
+        if self.state != COMPLETE:
+            raise ValueError("the operation is in flight")
+        if not self.has_block or self.raw_result <= 0:
+            return b""
+        return (<char*> (self.ring.arena + self.offset))[:self.raw_result]
+
+    def release(self) -> None:
+        """Give the arena block back early. ValueError while in flight, BufferError while a view of it exists."""
+        if self.state != COMPLETE:
+            raise ValueError("the operation is in flight")
+        if self.exports:
+            raise BufferError("a memoryview of the operation's data exists")
+        if self.has_block:
+            self.has_block = False
+            arena_release(&self.ring.arena_state, self.offset)
+
+    def __getbuffer__(self, Py_buffer* buffer, int flags):
+        if self.state != COMPLETE or not self.has_block:
+            raise BufferError("the operation has no data")
+        PyBuffer_FillInfo(buffer, self, self.ring.arena + self.offset, self.raw_result if self.raw_result > 0 else 0, 1, flags)
+        self.exports += 1
+
+    def __releasebuffer__(self, Py_buffer* buffer):
+        self.exports -= 1
+
+    def __repr__(self) -> str:
+        state = f"result={self.raw_result}" if self.state == COMPLETE else "in flight"
+        return f"<Operation {OPCODE_NAMES[self.opcode]} {state}>"
+
+
+cdef class ClientRing:
+    """One lane to one worker of the daemon. See the module's docstring for lifetime and threads."""
+
+    cdef uint8_t* memory
+    cdef uint64_t memory_size
+    cdef client_header* header
+    cdef client_submission* submissions
+    cdef client_completion* completions
+    cdef client_parameters* slots
+    cdef uint8_t* arena
+    cdef readonly uint64_t arena_size
+    cdef Arena arena_state
+    cdef uint32_t submission_tail
+    cdef uint32_t submission_mask
+    cdef uint32_t completion_head
+    cdef uint32_t completion_mask
+    cdef readonly uint32_t slot_count
+    cdef uint32_t free_count
+    cdef uint32_t* free_slots          # stack
+    cdef uint64_t user_data            # of the last operation posted
+    cdef list operations               # by slot; keeps what is in flight alive
+    cdef list called_back              # complete, callback not yet run
+    cdef list followers                # (operation, lock) of waiting threads that do not sleep on the doorbell themselves
+    cdef bint has_leader
+    cdef bint dead
+    cdef long pid
+    cdef int memory_fd
+    cdef int doorbell_fd
+    cdef int attach_fd
+    cdef public uint64_t spin_ns       # how long a wait looks at the ring before it sleeps
+    cdef readonly uint64_t doorbells   # sent
+
+    def __cinit__(self, int memory_fd, int doorbell_fd, int attach_fd):
+        cdef client_header header
+        cdef void* mapping
+        cdef uint64_t size = os.fstat(memory_fd).st_size
+        self.memory_fd = self.doorbell_fd = self.attach_fd = -1
+        mapping = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, memory_fd, 0)
+        if mapping == MAP_FAILED:
+            raise OSError(errno, os.strerror(errno))
+        self.memory = <uint8_t*> mapping
+        self.memory_size = size
+        # A child that touched the rings would be a second writer of indices that have one.
+        madvise(mapping, size, MADV_DONTFORK)
+        self.header = <client_header*> self.memory
+        header = self.header[0]
+        if header.magic != CLIENT_MAGIC or header.version_major != CLIENT_VERSION_MAJOR:
+            raise OSError(errno_module.EPROTONOSUPPORT, "the daemon's client ring has another version")
+        if header.arena_offset + header.arena_size > size:
+            raise OSError(errno_module.EPROTO, "the daemon's client ring does not fit its memory")
+        self.submissions = <client_submission*> (self.memory + header.submission_offset)
+        self.completions = <client_completion*> (self.memory + header.completion_offset)
+        self.slots = <client_parameters*> (self.memory + header.slot_offset)
+        self.arena = self.memory + header.arena_offset
+        self.submission_mask = header.submission_entries - 1
+        self.completion_mask = header.completion_entries - 1
+        self.slot_count = header.slot_count
+        self.arena_size = header.arena_size
+        self.free_slots = <uint32_t*> malloc(self.slot_count * sizeof(uint32_t))
+        if self.free_slots == NULL or arena_initialize(&self.arena_state, header.arena_size) < 0:
+            raise MemoryError
+        for slot in range(self.slot_count):
+            self.free_slots[self.slot_count - 1 - slot] = slot
+        self.free_count = self.slot_count
+        self.operations = [None] * self.slot_count
+        self.followers = []
+        self.called_back = []
+        self.pid = os.getpid()
+        self.spin_ns = 20000 if len(os.sched_getaffinity(0)) > 1 else 0
+        self.memory_fd, self.doorbell_fd, self.attach_fd = memory_fd, doorbell_fd, attach_fd
+
+    def __dealloc__(self):
+        if self.memory != NULL and self.pid == os.getpid():
+            munmap(self.memory, self.memory_size)
+        free(self.free_slots)
+        arena_destroy(&self.arena_state)
+        self._close_fds()
+
+    cdef void _close_fds(self) noexcept:
+        if self.memory_fd >= 0:
+            close(self.memory_fd)
+            close(self.doorbell_fd)
+            close(self.attach_fd)
+            self.memory_fd = self.doorbell_fd = self.attach_fd = -1
+
+    def abandon(self) -> None:
+        """In a forked child: close the fds that the parent's ring left here, so that the parent's end is the last one."""
+        self.dead = True
+        self._close_fds()
+
+    def close(self) -> None:
+        """Detach: what is in flight ends with ECONNRESET, every later call raises."""
+        self._die()
+        self._close_fds()
+
+    def fileno(self) -> int:
+        """The doorbell: readable when completions may be there, provided ``arm`` was called."""
+        return self.doorbell_fd
+
+    def attach_fileno(self) -> int:
+        return self.attach_fd
+
+    @property
+    def is_dead(self) -> bool:
+        return self.dead
+
+    @property
+    def in_flight(self) -> int:
+        return self.slot_count - self.free_count
+
+    @property
+    def arena_used(self) -> int:
+        return self.arena_state.used
+
+    def post(self, unsigned char opcode, uint64_t handle=0, uint32_t length=0, object data=None, uint64_t timeout_ns=0,
+             dict parameters=None, Operation target=None, unsigned short argument=0, object context=None) -> Operation:
+        """Post an operation. length: arena bytes to reserve (READ, INFO); data: bytes-like to copy into the arena (WRITE, START_TLS).
+
+        Raises BlockingIOError: all slots are in flight; MemoryError: the arena is full; ConnectionResetError: the daemon is gone.
+        """
+        cdef Operation operation = Operation.__new__(Operation)
+        cdef Py_buffer view
+        cdef bint has_view = False
+        cdef long offset = -1
+        if data is not None:
+            PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
+            has_view = True
+            if view.len > 0xffffffff:
+                PyBuffer_Release(&view)
+                raise ValueError("one operation moves less than 4 GiB")
+            length = <uint32_t> view.len
+        try:
+            with cython.critical_section(self):
+                self._check()
+                if self.free_count == 0:
+                    self._reap()
+                    if self.free_count == 0:
+                        raise BlockingIOError(EAGAIN, f"all {self.slot_count} operations of the ring are in flight: wait for one")
+                if length:
+                    offset = arena_allocate(&self.arena_state, length)
+                    if offset < 0:
+                        raise OSError(ENOBUFS, f"no room for {length} bytes in the ring's arena of {self.arena_size}: "
+                                               "release operations whose data was used")
+                    if has_view:
+                        memcpy(self.arena + offset, view.buf, length)
+                    operation.ring = self
+                    operation.has_block = True
+                    operation.offset = offset
+                    operation.length = length
+                operation.ring = self
+                operation.opcode = opcode
+                operation.handle = handle
+                operation.context = context
+                self._submit(operation, timeout_ns, parameters, target, argument)
+        finally:
+            if has_view:
+                PyBuffer_Release(&view)
+        return operation
+
+    cdef int _submit(self, Operation operation, uint64_t timeout_ns, dict parameters, Operation target, unsigned short argument) except -1:
+        cdef uint32_t slot = self.free_slots[self.free_count - 1]
+        cdef client_submission* submission = &self.submissions[self.submission_tail & self.submission_mask]
+        cdef uint8_t ring = 1
+        if parameters is not None:
+            fill_parameters(&self.slots[slot], parameters)
+        self.free_count -= 1
+        self.user_data += 1
+        operation.slot = slot
+        operation.user_data = self.user_data
+        self.operations[slot] = operation
+        # There is room: entries in the ring are at most the slots in flight, and the daemon makes no fewer entries than slots.
+        submission.opcode = operation.opcode
+        submission.flags = 0
+        submission.argument = argument
+        submission.slot = slot
+        submission.handle = operation.handle
+        submission.user_data = operation.user_data
+        submission.timeout_ns = timeout_ns
+        submission.offset = operation.offset
+        submission.length = operation.length
+        submission.target_slot = 0 if target is None else target.slot
+        submission.target_user_data = 0 if target is None else target.user_data
+        submission.reserved = 0
+        self.submission_tail += 1
+        client_publish(&self.header.submission_tail, self.submission_tail)
+        if client_must_ring(&self.header.daemon_state):
+            send(self.doorbell_fd, &ring, 1, MSG_DONTWAIT | MSG_NOSIGNAL)
+            self.doorbells += 1
+        return 0
+
+    def cancel(self, Operation target) -> Operation:
+        """Posts CANCEL: result 0 (it ends with ECANCELED or its real result), or -ENOENT, -EALREADY."""
+        return self.post(CLIENT_CANCEL, target=target)
+
+    cdef int _check(self) except -1:
+        if self.dead:
+            if self.pid != os.getpid():
+                raise RuntimeError("this ring belongs to the parent process: call tls_init() in the child")
+            raise ConnectionResetError(ECONNRESET, "kdaemon is gone: call tls_destroy() and tls_init() again")
+        return 0
+
+    cdef int _reap(self) except -1:
+        cdef uint32_t tail = client_observe(&self.header.completion_tail)
+        cdef client_completion* completion
+        cdef Operation operation
+        cdef int count = 0
+        cdef uint8_t ring = 1
+        while self.completion_head != tail:
+            completion = &self.completions[self.completion_head & self.completion_mask]
+            operation = <Operation> self.operations[completion.slot]
+            operation.raw_result = completion.result
+            operation.detail = completion.detail
+            self._complete(operation)
+            # After the operation's state: a leader that looks at both without the GIL sees the one or the other.
+            self.completion_head += 1
+            count += 1
+        if count:
+            client_publish(&self.header.completion_head, self.completion_head)
+            # Room for completions is what an idle daemon may be waiting for before it takes more submissions.
+            if (client_observe(&self.header.submission_head) != self.submission_tail
+                    and client_must_ring(&self.header.daemon_state)):
+                send(self.doorbell_fd, &ring, 1, MSG_DONTWAIT | MSG_NOSIGNAL)
+                self.doorbells += 1
+        return count
+
+    cdef int _complete(self, Operation operation) except -1:
+        self.operations[operation.slot] = None
+        self.free_slots[self.free_count] = operation.slot
+        self.free_count += 1
+        operation.state = COMPLETE
+        if operation.opcode == CLIENT_WRITE and operation.has_block and not operation.exports:
+            operation.has_block = False
+            arena_release(&self.arena_state, operation.offset)
+        if self.followers:
+            self._release_followers(operation)
+        if operation.callback is not None:
+            self.called_back.append(operation)
+        return 0
+
+    cdef int _die(self) except -1:
+        cdef Operation operation
+        if self.dead:
+            return 0
+        self.dead = True
+        for operation in list(self.operations):
+            if operation is not None:
+                operation.raw_result = -ECONNRESET
+                self._complete(operation)
+        return 0
+
+    def reap(self) -> int:
+        """Take all completions that are there and run their callbacks; how many. Never blocks."""
+        cdef int count = 0
+        if not self.dead:
+            with cython.critical_section(self):
+                if not self.dead:
+                    count = self._reap()
+        self._run_callbacks()
+        return count
+
+    cdef int _run_callbacks(self) except -1:
+        while self.called_back:
+            operation = self.called_back.pop(0)
+            callback, operation.callback = operation.callback, None
+            callback(operation)
+        return 0
+
+    def on_done(self, Operation operation, object callback) -> None:
+        """Call ``callback(operation)`` from the ``reap`` or wait that takes its completion; at once if it is done."""
+        if operation.state == COMPLETE:
+            callback(operation)
+        else:
+            operation.callback = callback
+
+    def arm(self) -> bool:
+        """Ask for the doorbell. False: completions are there already, reap instead of waiting."""
+        if self.dead:
+            return False
+        client_say_asleep(&self.header.program_state)
+        if client_observe(&self.header.completion_tail) != self.completion_head:
+            client_say_awake(&self.header.program_state)
+            return False
+        return True
+
+    def disarm(self) -> bool:
+        """After the doorbell rang: empty it. False when the daemon is gone; then everything in flight has ended."""
+        cdef uint8_t[64] bytes
+        cdef ssize_t got
+        if self.dead:
+            return False
+        client_say_awake(&self.header.program_state)
+        got = recv(self.doorbell_fd, bytes, sizeof(bytes), MSG_DONTWAIT)
+        if got == 0 or (got < 0 and errno != EAGAIN and errno != EINTR):
+            self._reap()
+            self._die()
+            self._run_callbacks()
+            return False
+        return True
+
+    # Sleep until completions may be there. 1: look; 0: time is up; -1: a signal; -2: the daemon is gone.
+    cdef int _sleep(self, Operation operation, int64_t timeout_ns) noexcept nogil:
+        cdef pollfd[2] fds
+        cdef uint8_t[64] bytes
+        cdef uint64_t until = 0
+        cdef int got, i
+        if self.spin_ns:
+            until = monotonic_ns() + (self.spin_ns if timeout_ns < 0 or <uint64_t> timeout_ns > self.spin_ns else timeout_ns)
+            while True:
+                for i in range(64):
+                    if client_observe(&self.header.completion_tail) != self.completion_head or operation.state == COMPLETE:
+                        return 1
+                    client_relax()
+                if monotonic_ns() >= until:
+                    break
+        client_say_asleep(&self.header.program_state)
+        # Pairs with the daemon's client_must_ring() after it published completion_tail. Another thread may have reaped meanwhile.
+        if client_observe(&self.header.completion_tail) != self.completion_head or operation.state == COMPLETE:
+            client_say_awake(&self.header.program_state)
+            return 1
+        fds[0].fd = self.doorbell_fd
+        fds[0].events = POLLIN
+        fds[0].revents = fds[1].revents = 0
+        fds[1].fd = self.attach_fd
+        fds[1].events = POLLRDHUP
+        got = poll(fds, 2, -1 if timeout_ns < 0 else <int> min((timeout_ns + 999999) // 1000000, 0x7fffffff))
+        client_say_awake(&self.header.program_state)
+        if got < 0:
+            return -1 if errno == EINTR else -2
+        if got == 0:
+            return 0
+        if fds[0].revents & POLLIN:
+            if recv(self.doorbell_fd, bytes, sizeof(bytes), MSG_DONTWAIT) > 0:
+                return 1
+        return -2 if (fds[0].revents | fds[1].revents) & (POLLHUP | POLLERR | POLLRDHUP) else 1
+
+    def wait(self, Operation operation, timeout=None) -> bool:
+        """Wait until the operation is done; False when ``timeout`` (seconds) passed before. Signals run their handlers (PEP 475)."""
+        cdef uint64_t deadline_ns = 0
+        cdef int64_t left_ns = -1
+        cdef int got
+        if operation.state == COMPLETE:
+            return True
+        if timeout is not None:
+            deadline_ns = monotonic_ns() + <uint64_t> (max(0.0, timeout) * 1e9)
+        while True:
+            self.reap()
+            if operation.state == COMPLETE:
+                return True
+            if deadline_ns:
+                left_ns = <int64_t> (deadline_ns - monotonic_ns())
+                if left_ns <= 0:
+                    return False
+            if self.has_leader:
+                self._follow(operation, left_ns)
+                continue
+            self.has_leader = True
+            try:
+                with nogil:
+                    got = self._sleep(operation, left_ns)
+                if got == -1:
+                    PyErr_CheckSignals()
+                elif got == -2:
+                    self._reap()
+                    self._die()
+            finally:
+                self.has_leader = False
+                self.reap()
+                self._promote()
+
+    # Another thread sleeps on the doorbell: wait until it completes this operation, or leaves and hands the doorbell on.
+    cdef int _follow(self, Operation operation, int64_t left_ns) except -1:
+        lock = threading.Lock()
+        lock.acquire()
+        entry = (operation, lock)
+        self.followers.append(entry)
+        try:
+            if operation.state != COMPLETE and self.has_leader:
+                lock.acquire(timeout=-1 if left_ns < 0 else left_ns / 1e9)
+        finally:
+            self.followers.remove(entry)
+        return 0
+
+    cdef int _release_followers(self, Operation operation) except -1:
+        for waited_for, lock in self.followers:
+            if waited_for is operation and lock.locked():
+                lock.release()
+        return 0
+
+    cdef int _promote(self) except -1:
+        for _, lock in self.followers:
+            if lock.locked():
+                lock.release()
+                break
+        return 0
+
+
+cdef int fill_parameters(client_parameters* shared, dict values) except -1:
+    cdef client_parameters parameters
+    cdef bytes text
+    memset(&parameters, 0, sizeof(parameters))
+    parameters.flags = values.get("flags", 0)
+    parameters.port = values.get("port", 0)
+    parameters.backlog = values.get("backlog", 0)
+    text = bounded(values, "host", sizeof(parameters.host))
+    parameters.host_length = <unsigned short> len(text)
+    memcpy(parameters.host, <const char*> text, len(text))
+    text = bounded(values, "server_name", sizeof(parameters.server_name))
+    parameters.server_name_length = <unsigned short> len(text)
+    memcpy(parameters.server_name, <const char*> text, len(text))
+    text = bounded(values, "alpn", sizeof(parameters.alpn))
+    parameters.alpn_length = <unsigned short> len(text)
+    memcpy(parameters.alpn, <const char*> text, len(text))
+    text = bounded(values, "certificate", sizeof(parameters.certificate))
+    parameters.certificate_length = <unsigned short> len(text)
+    memcpy(parameters.certificate, <const char*> text, len(text))
+    shared[0] = parameters
+    return 0
+
+
+cdef bytes bounded(dict values, str name, size_t size):
+    cdef bytes text = values.get(name, b"")
+    if len(text) > size:
+        raise ValueError(f"{name} has {len(text)} bytes, at most {size} are possible")
+    return text

@@ -1,0 +1,21 @@
+# All clients of one worker. The engine's loop calls turn() each time round, prepare_sleep() before it blocks and wake() when
+# service.epoll_fd became readable. Engine thread only.
+
+from libc.stdint cimport uint32_t
+
+from kdaemon_pyx.client_types cimport ClientService
+
+# One turn over all clients; the number of things done (0: nothing to do).
+cdef uint32_t client_service_turn(ClientService* service) noexcept nogil
+# Tell the clients that the daemon sleeps and look once more. True: there is work, do not sleep.
+cdef bint client_service_prepare_sleep(ClientService* service) noexcept nogil
+# Take doorbells, hang-ups, the timer and commands off service.epoll_fd. Never blocks.
+cdef void client_service_wake(ClientService* service) noexcept nogil
+# Detach every client; turn() goes on joining them until client_service_is_empty().
+cdef void client_service_detach_all(ClientService* service) noexcept nogil
+cdef bint client_service_is_empty(ClientService* service) noexcept nogil
+
+# service is calloc'ed; on error the caller destroys it.
+cdef int client_service_initialize(ClientService* service, uint32_t clients_max) noexcept nogil
+# Frees everything, `service` included. The engine thread does not run any more.
+cdef void client_service_destroy(ClientService* service) noexcept nogil
