@@ -149,3 +149,6 @@ cdef extern from "client_abi.h" nogil:
     void client_say_awake(client_line* state) noexcept
     bint client_must_ring(client_line* state) noexcept
     void client_relax() noexcept
+
+# Pack the keys of `values` (fields of client_parameters) into a slot. ValueError when a text is too long.
+cdef int fill_parameters(client_parameters* shared, dict values) except -1

@@ -139,3 +139,33 @@ def pack_info(
     memcpy(info.reason, <const char*> reason_bytes, len(reason_bytes))
     memcpy(info.server_name, <const char*> name_bytes, len(name_bytes))
     return (<char*> &info)[:sizeof(info)] + certificate
+
+
+cdef int fill_parameters(client_parameters* shared, dict values) except -1:
+    cdef client_parameters parameters
+    cdef bytes text
+    memset(&parameters, 0, sizeof(parameters))
+    parameters.flags = values.get("flags", 0)
+    parameters.port = values.get("port", 0)
+    parameters.backlog = values.get("backlog", 0)
+    text = bounded(values, "host", sizeof(parameters.host))
+    parameters.host_length = <unsigned short> len(text)
+    memcpy(parameters.host, <const char*> text, len(text))
+    text = bounded(values, "server_name", sizeof(parameters.server_name))
+    parameters.server_name_length = <unsigned short> len(text)
+    memcpy(parameters.server_name, <const char*> text, len(text))
+    text = bounded(values, "alpn", sizeof(parameters.alpn))
+    parameters.alpn_length = <unsigned short> len(text)
+    memcpy(parameters.alpn, <const char*> text, len(text))
+    text = bounded(values, "certificate", sizeof(parameters.certificate))
+    parameters.certificate_length = <unsigned short> len(text)
+    memcpy(parameters.certificate, <const char*> text, len(text))
+    shared[0] = parameters
+    return 0
+
+
+cdef bytes bounded(dict values, str name, size_t size):
+    cdef bytes text = values.get(name, b"")
+    if len(text) > size:
+        raise ValueError(f"{name} has {len(text)} bytes, at most {size} are possible")
+    return text

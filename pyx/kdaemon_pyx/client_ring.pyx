@@ -20,6 +20,7 @@ from posix.unistd cimport close
 from kdaemon_pyx.client_abi cimport (
     CLIENT_CANCEL, CLIENT_MAGIC, CLIENT_VERSION_MAJOR, CLIENT_WRITE, client_completion, client_header, client_must_ring,
     client_observe, client_parameters, client_publish, client_relax, client_say_asleep, client_say_awake, client_submission,
+    fill_parameters,
 )
 from kdaemon_pyx.client_arena cimport Arena, arena_allocate, arena_destroy, arena_initialize, arena_release
 
@@ -537,33 +538,3 @@ cdef class ClientRing:
                 lock.release()
                 break
         return 0
-
-
-cdef int fill_parameters(client_parameters* shared, dict values) except -1:
-    cdef client_parameters parameters
-    cdef bytes text
-    memset(&parameters, 0, sizeof(parameters))
-    parameters.flags = values.get("flags", 0)
-    parameters.port = values.get("port", 0)
-    parameters.backlog = values.get("backlog", 0)
-    text = bounded(values, "host", sizeof(parameters.host))
-    parameters.host_length = <unsigned short> len(text)
-    memcpy(parameters.host, <const char*> text, len(text))
-    text = bounded(values, "server_name", sizeof(parameters.server_name))
-    parameters.server_name_length = <unsigned short> len(text)
-    memcpy(parameters.server_name, <const char*> text, len(text))
-    text = bounded(values, "alpn", sizeof(parameters.alpn))
-    parameters.alpn_length = <unsigned short> len(text)
-    memcpy(parameters.alpn, <const char*> text, len(text))
-    text = bounded(values, "certificate", sizeof(parameters.certificate))
-    parameters.certificate_length = <unsigned short> len(text)
-    memcpy(parameters.certificate, <const char*> text, len(text))
-    shared[0] = parameters
-    return 0
-
-
-cdef bytes bounded(dict values, str name, size_t size):
-    cdef bytes text = values.get(name, b"")
-    if len(text) > size:
-        raise ValueError(f"{name} has {len(text)} bytes, at most {size} are possible")
-    return text
