@@ -94,6 +94,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_ktls(connect)
     _add_keylog(connect)
 
+    doctor = add("doctor", _doctor, "says what this host lacks for the daemon, by trying", "  kdaemon doctor --json")
+    doctor.add_argument("--json", action="store_true", help="print the findings as JSON")
+
     control = add("ctl", _ctl, "talks to a running daemon", "  kdaemon ctl status --json")
     control.add_argument(
         "command",
@@ -117,6 +120,12 @@ def _add_keylog(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--keylog", action="store_true", help="write traffic secrets to the file $SSLKEYLOGFILE; for debugging only"
     )
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from kdaemon import doctor  # noqa: PLC0415 - its probes are not for the daemon
+
+    return doctor.main(options.json)
 
 
 def _serve(options: argparse.Namespace) -> int:

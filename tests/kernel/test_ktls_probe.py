@@ -52,7 +52,7 @@ def test_the_probe_leaves_no_connection_and_counts_one_install_per_direction_and
 @pytest.mark.parametrize("suite", SUITES, ids=[ktls.SUITE_NAMES[suite] for suite in SUITES])
 @pytest.mark.parametrize("sequence", [0, 1, (1 << 32) - 1, 1 << 40])
 def test_crypto_info_is_what_rfc_8446_says(suite: int, sequence: int) -> None:
-    """The kernel's record opens with `cryptography` under nonce and additional data of RFC 8446, sections 5.2 and 5.3."""
+    """The kernel's record opens with `cryptography` under the nonce and additional data of RFC 8446, section 5."""
     from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
 
     key, iv, text = os.urandom(ktls.CIPHERS[suite][1]), os.urandom(12), b"sent through the kernel"
