@@ -36,12 +36,13 @@ cdef struct Entry:
     uint64_t hash
     uint64_t checked_ns
     uint64_t used_ns
-    Representation* representations[4]  # by Encoding; all NULL unless status is 200
+    Representation* representations[4]  # by Encoding, of a listing by ListingFormat; all NULL unless status is 200
     uint32_t site
     uint32_t path_length
     uint16_t status                # 200; 301: a directory without its slash; 403, 404, 500, 503
     uint8_t list
     bint encoded                   # a representation besides identity exists
+    bint listing                   # generated from a directory
     uint8_t path[1]                # NUL-terminated
 
 cdef struct EntryOrder:            # least recently used at the oldest end

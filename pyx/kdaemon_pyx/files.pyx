@@ -12,9 +12,11 @@ from posix.unistd cimport close
 
 from kdaemon_pyx.http_request cimport PATH_BYTES_MAX, Slice
 from kdaemon_pyx.http_site cimport LINES_MAX, SiteC, matching_lines
+from kdaemon_pyx.listing cimport LISTING_HTML, Listing, make_listing
 from kdaemon_pyx.mime cimport MimeMap, mime_type
 from kdaemon_pyx.representation cimport (
-    Representation, RepresentationInput, file_stat, representation_of_file, representation_release, same_file,
+    Representation, RepresentationInput, file_stat, representation_of_bytes, representation_of_file,
+    representation_release, same_file,
 )
 
 cdef extern from "<sys/stat.h>" nogil:
@@ -292,6 +294,28 @@ cdef int resolve_file(
     return status_code
 
 
+cdef int list_directory(
+    FileTable* table, const SiteC* site, int fd, Slice url_path, Representation** found
+) noexcept nogil:
+    cdef RepresentationInput given
+    cdef Slice[LINES_MAX] lines
+    cdef Listing listing
+    cdef int kind
+    cdef int error = make_listing(fd, url_path.data, url_path.length, site.dotfiles, &listing)
+    if error < 0:
+        return status_of_errno(-error)
+    memset(&given, 0, sizeof(given))
+    given.generated = True
+    given.lines = lines
+    given.line_count = matching_lines(site, url_path.data, url_path.length, lines)
+    for kind in range(2):
+        given.content_type.data = <const uint8_t*>(
+            b"text/html; charset=utf-8" if kind == LISTING_HTML else b"application/json")
+        given.content_type.length = 24 if kind == LISTING_HTML else 16
+        found[kind] = representation_of_bytes(listing.text[kind], listing.length[kind], &given, &table.budget)
+    return 200 if found[0] != NULL and found[1] != NULL else 503
+
+
 cdef int resolve(FileTable* table, Entry* entry, Representation** found) noexcept nogil:
     cdef const SiteC* site = &table.sites[entry.site]
     cdef uint8_t[PATH_BYTES_MAX + 264] path                # NAME_MAX for an index, and a suffix
@@ -319,6 +343,9 @@ cdef int resolve(FileTable* table, Entry* entry, Representation** found) noexcep
     fd = open_beneath(table, site.root_fd, path, O_RDONLY | O_DIRECTORY)
     if fd < 0:
         return status_of_errno(-fd)
+    if site.listing:
+        entry.listing = True
+        return list_directory(table, site, fd, url_path, found)
     close(fd)
     return 403
 
@@ -329,6 +356,7 @@ cdef void settle(FileTable* table, Entry* entry, uint64_t now_ns, bint linked) n
     cdef int i
     cdef uint8_t kind
     memset(found, 0, sizeof(found))
+    entry.listing = False
     entry.status = <uint16_t>resolve(table, entry, found)
     for i in range(<int>ENCODING_COUNT):
         if entry.status != 200 and found[i] != NULL and found[i] != entry.representations[i]:
@@ -338,7 +366,7 @@ cdef void settle(FileTable* table, Entry* entry, uint64_t now_ns, bint linked) n
         if entry.representations[i] != NULL and entry.representations[i] != found[i]:
             representation_release(entry.representations[i])
         entry.representations[i] = found[i]
-    entry.encoded = found[1] != NULL or found[2] != NULL or found[3] != NULL
+    entry.encoded = not entry.listing and (found[1] != NULL or found[2] != NULL or found[3] != NULL)
     entry.checked_ns = now_ns
     kind = <uint8_t>(LIST_FILES if entry.status == 200 else LIST_NAMES)
     if linked:

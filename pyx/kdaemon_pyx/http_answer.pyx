@@ -18,6 +18,7 @@ from kdaemon_pyx.http_session cimport HttpContext, HttpSession
 from kdaemon_pyx.http_site cimport (
     LINES_MAX, RedirectRuleC, SiteC, error_page, find_redirect, matching_lines, site_answers_for,
 )
+from kdaemon_pyx.listing cimport preferred_format
 from kdaemon_pyx.representation cimport (
     Representation, representation_is_current, representation_load, representation_map, representation_release,
     representation_retain, representation_validators,
@@ -412,6 +413,9 @@ cdef bint answer_file(HttpSession* session) noexcept nogil:
         return answer_location(session, 301, True, none, none)
     if entry.status != 200:
         return answer_error(session, entry.status)
+    if entry.listing:
+        return answer_representation(
+            session, entry.representations[<int>preferred_format(context.request.accept)], 200)
     representation = entry.representations[
         select_encoding(context.request.accept_encoding, entry) if entry.encoded else <int>ENCODING_IDENTITY]
     # Small files are remembered with their content, and what is sent is what their ETag was made for. Of others the open file is asked

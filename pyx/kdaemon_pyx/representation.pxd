@@ -52,7 +52,7 @@ cdef struct RepresentationInput:
     Slice content_type
     Slice content_encoding         # length 0: none
     bint vary                      # other encodings of it exist
-    bint private                   # generated: no validators
+    bint generated                 # from something that has no validators of its own
     const Slice* lines             # further header lines
     uint32_t line_count
 

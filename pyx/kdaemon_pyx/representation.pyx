@@ -84,8 +84,8 @@ cdef bint make_head(Representation* representation, const RepresentationInput* g
     representation.date_start = <uint32_t>(writer.position - representation.head)
     format_http_date(0, date)                              # overwritten in every response
     put(&writer, date, HTTP_DATE_BYTES)
-    if given.private:
-        put_text(&writer, b"\r\nCache-Control: no-cache\r\n")
+    if given.generated:
+        put_text(&writer, b"\r\nCache-Control: no-cache\r\nVary: Accept\r\n")
     else:
         put_text(&writer, b"\r\nLast-Modified: ")
         format_http_date(representation.file.mtime_s, date)
