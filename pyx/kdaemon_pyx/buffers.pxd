@@ -8,6 +8,7 @@ cdef enum:
     BUFFER_CLASSES = 2
     BUFFER_SMALL_SIZE = 20480      # one full record and a response head, or a partial record
     BUFFER_LARGE_SIZE = 132096     # eight full records: 8 * (16384 + 22) = 131248
+    BUFFER_TAIL = 192              # bytes at the end of each that hold the iovecs of a READV into it
 
 
 # Owner: whoever took it from the pool; an operation of the kernel may point into it until its completion.

@@ -44,3 +44,8 @@ cdef uint64_t connection_now_ns(Connection* c) noexcept nogil
 cdef const Deadlines* connection_deadlines(Connection* c) noexcept nogil
 # One more request answered (counters()["requests"]).
 cdef void connection_count_request(Connection* c) noexcept nogil
+
+# --- calls for the engine -------------------------------------------------------------------------------------------
+
+cdef void connection_advance(Connection* c) noexcept nogil
+cdef void connection_expired(Connection* c) noexcept nogil

@@ -99,7 +99,7 @@ cdef struct Secrets:
 ctypedef enum ItemKind:
     ITEM_RAW = 0                   # handshake bytes, as they are
     ITEM_CONTROL                   # one record of content_type
-    ITEM_REKEY                     # new tx key from here on
+    ITEM_REKEY                     # new tx key from here on; data is a KeyMaterial
 
 cdef struct Item:
     Item* next
@@ -124,7 +124,7 @@ cdef struct KeyMaterial:
     uint32_t leftover_length
     uint8_t leftover[1]
 
-# A message with control buffer for kTLS record types; lives as long as the operation.
+# A message with control buffer for kTLS record types; lives in a small buffer, as long as the operation.
 cdef struct ControlMessage:
     msghdr header
     iovec vector
@@ -166,20 +166,18 @@ cdef struct Connection:
     uint8_t resume                 # offer pending input again
     uint8_t want_more              # the service left input because it is incomplete, not because it is busy
     uint8_t discarding             # lingering: input is thrown away
+    uint8_t heard                  # the peer has sent something
 
     # send side
     uint8_t sent_pending           # on_sent is due when all is out
-    uint8_t raw                    # output holds handshake bytes
     uint8_t finishing              # 1: asked for, 2: close_notify queued or not needed, 3: FIN sent or being sent
     uint8_t alert_sent             # a fatal alert was queued: no close_notify
-    uint8_t terminate              # close now
     uint8_t established            # on_established was called, on_closed is due
     uint8_t draining_told
     uint8_t key_limit_told
     uint8_t client_role
     uint8_t file_reading           # a READ into `output` is outstanding
-    uint8_t install_pending
-    uint8_t linger                 # discard and wait for the peer's FIN
+    uint8_t output_full            # output holds a batch of the file that is to be sent as it is
 
     int32_t close_errno
     Buffer* output                 # being filled; user layer: sealed up to record_start
@@ -190,25 +188,21 @@ cdef struct Connection:
     uint32_t sending_length
     Item* items
     Item* items_last
-    ControlMessage* control        # of an outstanding control operation, or kept while one is expected
-    ControlMessage* control_receive
+    Buffer* control_send           # a ControlMessage; owner: the SEND_CONTROL operation
+    Buffer* control_receive        # a ControlMessage; owner: the RECEIVE_MESSAGE operation
     KeyMaterial* install_material
     File* file
     uint64_t file_offset
     uint64_t file_remaining        # bytes not yet read
     uint32_t file_read_length      # bytes asked for by the outstanding READ
-    uint32_t file_read_done
-    iovec* file_vectors
-    uint32_t file_vectors_count
 
-    # receive side
     Buffer* cipher                 # handshake bytes or ciphertext held until a record is complete
     uint32_t cipher_start
     uint32_t cipher_end
     Buffer* input                  # plaintext that the service has not consumed
     uint32_t input_start
     uint32_t input_end
-    uint8_t* fragment              # handshake message in pieces (post-handshake)
+    uint8_t* fragment              # handshake message in pieces (post-handshake); malloc'd
     uint32_t fragment_length
     uint32_t flood                 # budget spent by control and empty records
     uint64_t flood_ns              # last refill
@@ -218,8 +212,9 @@ cdef struct Connection:
     Secrets secrets
     uint64_t kernel_tx_records     # kernel layer: upper bound of the records sent under this key
     uint64_t service_deadline_ns
-    uint64_t engine_deadline_ns    # handshake, send or close
-    uint64_t send_progress         # bytes acknowledged when the send deadline was set
+    uint64_t engine_deadline_ns    # handshake or close
+    uint64_t send_deadline_ns      # while something is in flight
+    uint64_t send_progress         # bytes acknowledged when the send deadline was looked at last
     const Service* service
     void* service_state
     uint32_t site
@@ -250,6 +245,7 @@ cdef struct Service:
     bint (*on_turn)(Core* core) noexcept nogil
 
 cdef enum:
+    CONNECTION_STRIDE = 896        # >= sizeof(Connection), a multiple of 64: the low 6 bits of its address carry an Operation
     SERVICES_MAX = 4
     LISTENERS_MAX = 64
 
@@ -299,7 +295,7 @@ cdef struct Core:
     Timer accept_timer
     Timer drain_timer
     uint64_t now_ns                # CLOCK_MONOTONIC at the start of this turn
-    Connection* connections        # connections_max slots, mapped, untouched until used
+    uint8_t* connections           # connections_max slots of CONNECTION_STRIDE bytes, mapped, untouched until used
     uint32_t connections_max
     uint32_t connections_fresh     # slots never used yet
     Connection* free_connections
@@ -315,6 +311,7 @@ cdef struct Core:
     uint8_t drained_told
     uint8_t stopping
     uint8_t descriptors_short      # an accept is paused: a closed connection resumes it
+    uint64_t accept_paused_ns      # when the last EVENT_ACCEPT_PAUSED was sent
     uint32_t ktls_suites           # bit n: suite 0x1300 + n
     uint32_t drain_cut
     uint32_t input_bytes_max

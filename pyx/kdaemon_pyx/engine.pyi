@@ -5,7 +5,11 @@ Commands are queued and take effect in order; ``flush`` wakes the engine if it s
 A connection is named by an ``int`` handle (slot and generation): commands for one that is gone are ignored.
 """
 
+from collections.abc import Mapping
 from typing import Final, TypeAlias
+
+from kdaemon_pyx.file_service import FileService
+from kdaemon_pyx.service import ServiceObject
 
 # Events, each a tuple that begins with its kind and the connection (or listener) handle.
 EVENT_RECORDS: Final[int]         # (kind, conn, listener, data: bytes): complete records, or bytes that cannot be a record
@@ -17,6 +21,7 @@ EVENT_ACCEPT_PAUSED: Final[int]   # (kind, listener, errno): EMFILE and friends;
 EVENT_UNLISTENED: Final[int]      # (kind, listener)
 EVENT_DRAINED: Final[int]         # (kind, cut: int): no connection is left; cut by the deadline
 EVENT_REKEYED: Final[int]         # (kind, conn, direction: int, errno)
+EVENT_KEY_LIMIT: Final[int]       # (kind, conn, keys: ConnectionKeys): few records are left under the tx key; without a KeyUpdate the connection ends
 
 Event: TypeAlias = tuple[object, ...]
 
@@ -32,7 +37,9 @@ class Engine:
         record_layer: str = "auto",        # "auto" | "require" | "off"
         ktls_suites: frozenset[int] = ...,  # cipher suites the kernel was probed to support (kdaemon/ktls.py)
         ktls_rekey: bool = False,          # kernel >= 6.14, probed
-        deadlines_ms: dict[str, int] = ...,  # handshake, header, body, send, idle, close: named deadlines
+        deadlines_ms: Mapping[str, int] | None = None,  # handshake, header, body, send, idle, close: what is not named keeps its default
+        file_service: FileService | None = None,        # service 0
+        services: Mapping[int, ServiceObject] | None = None,  # others by index (the `service` of install())
     ) -> None: ...
     def run(self) -> None:
         """Runs the loop without the GIL until stop(). Raises OSError if the uring cannot be made."""

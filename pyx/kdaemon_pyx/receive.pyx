@@ -1,0 +1,488 @@
+"""Receive side of an established connection.
+
+User record layer: ciphertext arrives in a provided buffer, whole records are opened in place and offered to the service from there; only
+a partial record, or plaintext that the service leaves, is copied into a buffer of the connection. A waiting connection holds none.
+
+Kernel record layer: plaintext arrives in a provided buffer. RECV answers EIO where the next record is not application data; RECVMSG with a
+control buffer then reads that record. Ciphertext that came in before TLS_RX could be set is opened here: a partial record is completed by
+receiving exactly its rest, so that the kernel starts at a record boundary (DESIGN invariant 1).
+
+Records that are not application data go up to the control thread, except close_notify. Handshake messages go up whole. Behind a KeyUpdate
+nothing is opened until rekey(): it is under the next key.
+"""
+
+from libc.errno cimport EAGAIN, EBADMSG, EINTR, EIO, EMSGSIZE, ENOBUFS, ENOMEM, EPROTO
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport free, malloc, realloc
+from libc.string cimport memcpy, memmove
+
+from kdaemon_pyx cimport liburing as lu
+from kdaemon_pyx.buffers cimport BUFFER_LARGE, BUFFER_SMALL, Buffer, pool_give, pool_take
+from kdaemon_pyx.core cimport (
+    CLOSE_KEY_UPDATE, CLOSE_LIMIT, CLOSE_RECORD, CLOSE_RESET, CLOSE_RESOURCES, CLOSE_SERVICE, CONNECTION_CLOSING, CONNECTION_ESTABLISHED,
+    OPERATION_RECEIVE, OPERATION_RECEIVE_EXACT, OPERATION_RECEIVE_MESSAGE, RECORD_LAYER_KERNEL, RECORD_LAYER_USER, CloseReason, Connection,
+    ControlMessage)
+from kdaemon_pyx.ktls cimport KTLS_RX, ktls_control_prepare_receive, ktls_control_type, ktls_set_keys
+from kdaemon_pyx.libcrypto cimport OPENSSL_cleanse
+from kdaemon_pyx.lifecycle cimport (
+    EVENT_KIND_CONTROL_RECORD, connection_terminate, event_push_keys, operation_data)
+from kdaemon_pyx.record cimport (
+    ALERT_CLOSE_NOTIFY, ALERT_UNEXPECTED_MESSAGE, CONTENT_ALERT, CONTENT_APPLICATION_DATA, CONTENT_HANDSHAKE, RECORD_CIPHERTEXT_MAX,
+    RECORD_HEADER, record_alert, record_keys_clear, record_open)
+from kdaemon_pyx.transmit cimport transmit_alert, transmit_discard, transmit_idle
+from kdaemon_pyx.uring cimport uring_sqe
+
+
+cdef extern from "<errno.h>" nogil:
+    int EKEYEXPIRED
+
+cdef enum:
+    # Records that carry no application data cost budget; a second gives one back. What spends faster loses its connection.
+    FLOOD_BURST = 64
+    # Reassembled post-handshake messages: a ticket is 64 KB at most, everything else is tiny (RFC 8446 section 4.6).
+    FRAGMENT_MAX = 131072
+    HANDSHAKE_KEY_UPDATE = 24
+    HANDSHAKE_HEADER = 4
+
+
+cdef void fail(Connection* c, CloseReason reason, int alert, int error) noexcept nogil:
+    """A protocol violation: fatal alert, then the end. Nothing of the service is sent any more."""
+    if c.finishing or c.file_reading:
+        connection_terminate(c, reason, error)
+        return
+    transmit_discard(c)
+    transmit_alert(c, <uint8_t>alert)
+    c.finishing = 1
+    c.discarding = 1
+    c.close_reason = <uint8_t>reason
+    c.close_errno = error
+
+
+# --- plaintext to the service -------------------------------------------------------------------------------------------
+
+cdef void consumed_negative(Connection* c, int64_t result) noexcept nogil:
+    connection_terminate(c, CLOSE_SERVICE, <int32_t>-result)
+
+
+cdef int keep(Connection* c, const uint8_t* data, uint32_t length) noexcept nogil:
+    """Appends plaintext to the connection's input. 0, or -1 after which the connection is closing."""
+    cdef Buffer* larger
+    cdef uint32_t held = c.input_end - c.input_start
+    if c.input == NULL:
+        c.input = pool_take(&c.core.pool, BUFFER_SMALL if length <= 16384 else BUFFER_LARGE)
+        c.input_start = 0
+        c.input_end = 0
+        held = 0
+    elif c.input_start and c.input_end + length > c.input.capacity:
+        memmove(c.input.data, c.input.data + c.input_start, held)
+        c.input_start = 0
+        c.input_end = held
+    if c.input != NULL and c.input_end + length > c.input.capacity and c.input.size_class == BUFFER_SMALL:
+        larger = pool_take(&c.core.pool, BUFFER_LARGE)
+        if larger != NULL:
+            memcpy(larger.data, c.input.data + c.input_start, held)
+            pool_give(&c.core.pool, c.input)
+            c.input = larger
+            c.input_start = 0
+            c.input_end = held
+    if c.input == NULL or c.input_end + length > c.input.capacity:
+        connection_terminate(c, CLOSE_RESOURCES, ENOMEM)
+        return -1
+    memcpy(c.input.data + c.input_end, data, length)
+    c.input_end += length
+    return 0
+
+
+cdef void deliver(Connection* c, const uint8_t* data, uint32_t length) noexcept nogil:
+    """Application data: offered from where it lies; what the service leaves is kept."""
+    cdef int64_t consumed
+    c.core.counters.bytes_in += length
+    if c.discarding:
+        return
+    if c.input != NULL:
+        if keep(c, data, length) == 0 and c.want_more:
+            receive_offer(c)
+        return
+    consumed = c.service.on_data(c, data, length)
+    if consumed < 0:
+        consumed_negative(c, consumed)
+        return
+    if consumed < <int64_t>length and c.state != CONNECTION_CLOSING:
+        c.want_more = transmit_idle(c)
+        keep(c, data + consumed, length - <uint32_t>consumed)
+
+
+cdef void receive_offer(Connection* c) noexcept nogil:
+    """Offers kept plaintext again."""
+    cdef int64_t consumed
+    cdef uint32_t length
+    c.resume = 0
+    if c.input == NULL or c.discarding or not c.established:
+        return
+    length = c.input_end - c.input_start
+    consumed = c.service.on_data(c, c.input.data + c.input_start, length)
+    if consumed < 0:
+        consumed_negative(c, consumed)
+        return
+    c.input_start += <uint32_t>consumed
+    if c.input_start >= c.input_end:
+        pool_give(&c.core.pool, c.input)
+        c.input = NULL
+        c.want_more = 1
+    else:
+        c.want_more = transmit_idle(c)
+
+
+# --- records that are not application data ------------------------------------------------------------------------------
+
+cdef bint flooded(Connection* c) noexcept nogil:
+    """Takes one from the flood budget; True when it is spent (the connection ends)."""
+    cdef uint64_t seconds = (c.core.now_ns - c.flood_ns) // 1000000000
+    if seconds:
+        c.flood = c.flood - <uint32_t>seconds if c.flood > seconds else 0
+        c.flood_ns = c.core.now_ns
+    c.flood += 1
+    if c.flood <= FLOOD_BURST:
+        return False
+    fail(c, CLOSE_LIMIT, ALERT_UNEXPECTED_MESSAGE, 0)
+    return True
+
+
+cdef void hand_up(Connection* c, int32_t content_type, const uint8_t* data, uint32_t length) noexcept nogil:
+    c.core.counters.control_records += 1
+    event_push_keys(c, EVENT_KIND_CONTROL_RECORD, content_type, data, length)
+
+
+cdef uint32_t whole_messages(Connection* c, const uint8_t* data, uint32_t length) noexcept nogil:
+    """Bytes of the complete handshake messages at ``data``. A KeyUpdate among them stops the receive side."""
+    cdef uint32_t position = 0
+    cdef uint32_t message
+    while length - position >= HANDSHAKE_HEADER:
+        message = HANDSHAKE_HEADER + (data[position + 1] << 16 | data[position + 2] << 8 | data[position + 3])
+        if message > length - position:
+            break
+        if data[position] == HANDSHAKE_KEY_UPDATE:
+            c.rekey_pending = 1
+        position += message
+    return position
+
+
+cdef void handshake_messages(Connection* c, const uint8_t* data, uint32_t length) noexcept nogil:
+    """Collects post-handshake messages, which may be cut across records (RFC 8446 section 5.1), and hands whole ones up."""
+    cdef uint8_t* joined
+    cdef uint32_t whole
+    if c.fragment != NULL:
+        if c.fragment_length + length > FRAGMENT_MAX:
+            fail(c, CLOSE_LIMIT, ALERT_UNEXPECTED_MESSAGE, EMSGSIZE)
+            return
+        joined = <uint8_t*>realloc(c.fragment, c.fragment_length + length)
+        if joined == NULL:
+            connection_terminate(c, CLOSE_RESOURCES, ENOMEM)
+            return
+        c.fragment = joined
+        memcpy(c.fragment + c.fragment_length, data, length)
+        c.fragment_length += length
+        data = c.fragment
+        length = c.fragment_length
+    whole = whole_messages(c, data, length)
+    if whole:
+        hand_up(c, CONTENT_HANDSHAKE, data, whole)
+        if c.rekey_pending and c.record_layer == RECORD_LAYER_KERNEL and not c.receive_keys_pending and not c.core.ktls_rekey:
+            # Before Linux 6.14 the next record cannot be read: what is being sent is finished, then close_notify.
+            c.discarding = 1
+            if not c.finishing:
+                c.finishing = 1
+                c.close_reason = CLOSE_KEY_UPDATE
+    if whole == length:
+        free(c.fragment)
+        c.fragment = NULL
+        c.fragment_length = 0
+        return
+    if c.rekey_pending:
+        # A KeyUpdate is the last message under its key (section 5.1: no message spans a key change).
+        fail(c, CLOSE_RECORD, ALERT_UNEXPECTED_MESSAGE, EPROTO)
+        return
+    if c.fragment == NULL:
+        c.fragment = <uint8_t*>malloc(length - whole)
+        if c.fragment == NULL:
+            connection_terminate(c, CLOSE_RESOURCES, ENOMEM)
+            return
+        memcpy(c.fragment, data + whole, length - whole)
+    else:
+        memmove(c.fragment, c.fragment + whole, length - whole)
+    c.fragment_length = length - whole
+
+
+cdef void control_record(Connection* c, int content_type, const uint8_t* data, uint32_t length) noexcept nogil:
+    if c.discarding and not (content_type == CONTENT_ALERT and length == 2 and data[1] == ALERT_CLOSE_NOTIFY):
+        return
+    if flooded(c):
+        return
+    if c.fragment != NULL and content_type != CONTENT_HANDSHAKE:
+        fail(c, CLOSE_RECORD, ALERT_UNEXPECTED_MESSAGE, EPROTO)    # nothing may come between the parts of a message
+    elif content_type == CONTENT_ALERT and length == 2:
+        if data[1] == ALERT_CLOSE_NOTIFY:
+            c.end_of_data = 1
+        else:
+            hand_up(c, content_type, data, length)
+    elif content_type == CONTENT_HANDSHAKE and length:
+        handshake_messages(c, data, length)
+    else:
+        fail(c, CLOSE_RECORD, ALERT_UNEXPECTED_MESSAGE, EPROTO)
+
+
+# --- ciphertext -----------------------------------------------------------------------------------------------------------
+
+cdef bint paused(Connection* c) noexcept nogil:
+    return c.rekey_pending or c.end_of_data or c.state == CONNECTION_CLOSING
+
+
+cdef uint32_t open_records(Connection* c, uint8_t* data, uint32_t length) noexcept nogil:
+    """Opens the whole records at ``data`` and passes them on. Returns the bytes used; behind a KeyUpdate or close_notify it stops."""
+    cdef uint32_t position = 0
+    cdef uint32_t record
+    cdef uint8_t content_type = 0
+    cdef int64_t plaintext
+    while length - position >= RECORD_HEADER and not paused(c):
+        record = RECORD_HEADER + (data[position + 3] << 8 | data[position + 4])
+        if record > RECORD_HEADER + RECORD_CIPHERTEXT_MAX or data[position] != CONTENT_APPLICATION_DATA:
+            plaintext = -EMSGSIZE if data[position] == CONTENT_APPLICATION_DATA else -EPROTO
+        elif record > length - position:
+            break
+        else:
+            plaintext = record_open(&c.receive_keys, data + position, record, &content_type)
+        if plaintext < 0:
+            if c.finishing:
+                connection_terminate(c, CLOSE_RECORD, <int32_t>-plaintext)
+            else:
+                fail(c, CLOSE_RECORD, record_alert(<int>plaintext), <int>-plaintext)
+            return length
+        if content_type != CONTENT_APPLICATION_DATA:
+            control_record(c, content_type, data + position + RECORD_HEADER, <uint32_t>plaintext)
+        elif c.fragment != NULL:
+            fail(c, CLOSE_RECORD, ALERT_UNEXPECTED_MESSAGE, EPROTO)
+        elif plaintext:
+            deliver(c, data + position + RECORD_HEADER, <uint32_t>plaintext)
+        else:
+            flooded(c)
+        position += record
+        if c.discarding and c.finishing:
+            return length                          # nothing that follows matters to anyone
+    return position
+
+
+cdef int hold(Connection* c, const uint8_t* data, uint32_t length) noexcept nogil:
+    """Keeps ciphertext or handshake bytes until more comes. 0, or -1 after which the connection is closing."""
+    cdef Buffer* larger
+    cdef uint32_t held = c.cipher_end - c.cipher_start
+    if c.cipher == NULL:
+        c.cipher = pool_take(&c.core.pool, BUFFER_SMALL if length <= 16896 else BUFFER_LARGE)
+        c.cipher_start = 0
+        c.cipher_end = 0
+        held = 0
+    elif c.cipher_start and c.cipher_end + length > c.cipher.capacity:
+        memmove(c.cipher.data, c.cipher.data + c.cipher_start, held)
+        c.cipher_start = 0
+        c.cipher_end = held
+    if c.cipher != NULL and c.cipher_end + length > c.cipher.capacity and c.cipher.size_class == BUFFER_SMALL:
+        larger = pool_take(&c.core.pool, BUFFER_LARGE)
+        if larger != NULL:
+            memcpy(larger.data, c.cipher.data + c.cipher_start, held)
+            pool_give(&c.core.pool, c.cipher)
+            c.cipher = larger
+            c.cipher_start = 0
+            c.cipher_end = held
+    if c.cipher == NULL or c.cipher_end + length > c.cipher.capacity:
+        connection_terminate(c, CLOSE_RESOURCES, ENOMEM)
+        return -1
+    memcpy(c.cipher.data + c.cipher_end, data, length)
+    c.cipher_end += length
+    return 0
+
+
+cdef void release_hold(Connection* c) noexcept nogil:
+    if c.cipher != NULL and c.cipher_start >= c.cipher_end:
+        pool_give(&c.core.pool, c.cipher)
+        c.cipher = NULL
+
+
+cdef uint32_t record_rest(Connection* c) noexcept nogil:
+    """Bytes missing from the partial record that is held: of its header first, then of its body. 0: it is whole."""
+    cdef uint32_t held = c.cipher_end - c.cipher_start
+    cdef uint8_t* data = c.cipher.data + c.cipher_start
+    cdef uint32_t record
+    if held < RECORD_HEADER:
+        return RECORD_HEADER - held
+    record = RECORD_HEADER + (data[3] << 8 | data[4])
+    return record - held if record > held else 0
+
+
+cdef void receive_held(Connection* c) noexcept nogil:
+    """Opens what is held, as far as it goes (after install, rekey, or the rest of a partial record)."""
+    if c.cipher != NULL:
+        if not paused(c):
+            c.cipher_start += open_records(c, c.cipher.data + c.cipher_start, c.cipher_end - c.cipher_start)
+        release_hold(c)
+    if c.receive_keys_pending and c.cipher == NULL and not paused(c):
+        install_receive_keys(c)
+
+
+cdef void install_receive_keys(Connection* c) noexcept nogil:
+    """Kernel layer: user space holds no ciphertext any more; the kernel opens the next record."""
+    cdef int result
+    if c.discarding:
+        return
+    result = ktls_set_keys(c.fd, KTLS_RX, c.secrets.cipher_suite, c.install_material.rx_key, c.install_material.rx_iv,
+                           c.receive_keys.sequence)
+    c.receive_keys_pending = 0
+    OPENSSL_cleanse(c.install_material, sizeof(c.install_material[0]))
+    free(c.install_material)
+    c.install_material = NULL
+    record_keys_clear(&c.receive_keys)
+    if result < 0:
+        connection_terminate(c, CLOSE_RESOURCES, -result)
+
+
+cdef void ciphertext(Connection* c, uint8_t* data, uint32_t length) noexcept nogil:
+    """User layer: new bytes from the socket."""
+    cdef uint32_t piece, used = 0
+    # A held partial record gets exactly its rest, so that everything behind it is opened where it lies.
+    while c.cipher != NULL and used < length and not paused(c):
+        piece = record_rest(c)
+        if piece > length - used:
+            piece = length - used
+        if piece and hold(c, data + used, piece) < 0:
+            return
+        used += piece
+        receive_held(c)
+    if used == length or c.state == CONNECTION_CLOSING:
+        return
+    if c.cipher == NULL:
+        used += open_records(c, data + used, length - used)
+    if used < length and not c.discarding and not c.end_of_data and c.state == CONNECTION_ESTABLISHED:
+        hold(c, data + used, length - used)
+
+
+# --- operations -----------------------------------------------------------------------------------------------------------
+
+cdef void receive_arm(Connection* c) noexcept nogil:
+    """Starts the receive operation that the connection's state asks for, if none is outstanding. Established state, or lingering."""
+    cdef lu.io_uring_sqe* sqe
+    cdef uint32_t rest
+    if c.receiving or c.end_of_file or c.state == CONNECTION_CLOSING:
+        return
+    if c.message_pending:
+        receive_message(c)
+        return
+    if c.finishing < 3:
+        if c.discarding or c.rekey_pending or c.end_of_data:
+            return
+        if c.input != NULL and (not c.want_more or c.input_end - c.input_start >= c.core.input_bytes_max):
+            return
+        if c.receive_keys_pending:
+            if c.cipher == NULL:
+                return
+            rest = record_rest(c)
+            if c.cipher_end + rest > c.cipher.capacity:
+                memmove(c.cipher.data, c.cipher.data + c.cipher_start, c.cipher_end - c.cipher_start)
+                c.cipher_end -= c.cipher_start
+                c.cipher_start = 0
+            sqe = uring_sqe(&c.core.uring)
+            lu.io_uring_prep_recv(sqe, c.fd, c.cipher.data + c.cipher_end, rest, 0)
+            lu.io_uring_sqe_set_data64(sqe, operation_data(c, OPERATION_RECEIVE_EXACT))
+            c.operations += 1
+            c.receiving = 1
+            return
+    sqe = uring_sqe(&c.core.uring)
+    lu.io_uring_prep_recv(sqe, c.fd, NULL, c.core.receive_ring.buffer_size, 0)
+    sqe.buf_group = c.core.receive_ring.group
+    # Nothing was left in the socket last time: wait first instead of trying in vain. Never with kTLS, whose readiness
+    # is suppressed while a KeyUpdate is unread.
+    if c.record_layer == RECORD_LAYER_USER and not c.socket_nonempty:
+        sqe.ioprio |= lu.IORING_RECVSEND_POLL_FIRST
+    lu.io_uring_sqe_set_flags(sqe, lu.IOSQE_BUFFER_SELECT)
+    lu.io_uring_sqe_set_data64(sqe, operation_data(c, OPERATION_RECEIVE))
+    c.operations += 1
+    c.receiving = 1
+
+
+cdef void receive_message(Connection* c) noexcept nogil:
+    """Kernel layer: reads the record that RECV answered with EIO."""
+    cdef lu.io_uring_sqe* sqe
+    cdef ControlMessage* message
+    if c.control_receive == NULL:
+        c.control_receive = pool_take(&c.core.pool, BUFFER_SMALL)
+        if c.control_receive == NULL:
+            connection_terminate(c, CLOSE_RESOURCES, ENOMEM)
+            return
+    message = <ControlMessage*>c.control_receive.data
+    ktls_control_prepare_receive(message)
+    sqe = uring_sqe(&c.core.uring)
+    lu.io_uring_prep_recvmsg(sqe, c.fd, &message.header, 0)
+    lu.io_uring_sqe_set_data64(sqe, operation_data(c, OPERATION_RECEIVE_MESSAGE))
+    c.operations += 1
+    c.receiving = 1
+
+
+cdef bint ended(Connection* c, int32_t result) noexcept nogil:
+    """Common to all receive completions: True if there is no data to look at."""
+    c.receiving = 0
+    if c.state == CONNECTION_CLOSING:
+        return True
+    if result > 0:
+        return False
+    if result == 0:
+        c.end_of_file = 1
+    elif result == -EAGAIN or result == -EINTR or result == -ENOBUFS:
+        c.socket_nonempty = 1                      # armed again by the next advance
+    elif result == -EIO and c.record_layer == RECORD_LAYER_KERNEL:
+        c.message_pending = 1
+    elif result == -EBADMSG or result == -EMSGSIZE or result == -EPROTO:
+        if c.finishing:
+            connection_terminate(c, CLOSE_RECORD, -result)
+        else:
+            fail(c, CLOSE_RECORD, record_alert(result), -result)
+    elif result == -EKEYEXPIRED:
+        c.rekey_pending = 1
+    else:
+        connection_terminate(c, CLOSE_RESET, -result)
+    return True
+
+
+cdef void receive_data_done(Connection* c, int32_t result, uint8_t* data) noexcept nogil:
+    """Completion of RECEIVE in the established state; ``data`` is a provided buffer that the caller recycles."""
+    if ended(c, result) or c.state != CONNECTION_ESTABLISHED:
+        return
+    if c.discarding and c.finishing:
+        return
+    if c.record_layer == RECORD_LAYER_USER:
+        ciphertext(c, data, <uint32_t>result)
+    else:
+        deliver(c, data, <uint32_t>result)
+
+
+cdef void receive_exact_done(Connection* c, int32_t result) noexcept nogil:
+    """Completion of RECEIVE_EXACT: more of the partial record that stands between us and TLS_RX."""
+    if ended(c, result):
+        return
+    c.cipher_end += <uint32_t>result
+    receive_held(c)                                # also refuses a header that announces too much
+
+
+cdef void receive_message_done(Connection* c, int32_t result) noexcept nogil:
+    """Completion of RECEIVE_MESSAGE."""
+    cdef ControlMessage* message = <ControlMessage*>c.control_receive.data
+    cdef int content_type
+    if ended(c, result):
+        return
+    c.message_pending = 0
+    content_type = ktls_control_type(message)
+    if content_type < 0:
+        connection_terminate(c, CLOSE_RECORD, -content_type)
+        return
+    if content_type == CONTENT_APPLICATION_DATA:
+        deliver(c, message.data, <uint32_t>result)
+    else:
+        control_record(c, content_type, message.data, <uint32_t>result)
+    pool_give(&c.core.pool, c.control_receive)
+    c.control_receive = NULL

@@ -1,0 +1,21 @@
+"""Send side of a connection: output buffers, queued items, the file range."""
+
+from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
+
+from kdaemon_pyx.core cimport Connection, File
+
+
+cdef uint8_t* transmit_reserve(Connection* c, uint32_t length) noexcept nogil
+cdef void transmit_commit(Connection* c, uint32_t length) noexcept nogil
+cdef uint32_t transmit_room(Connection* c) noexcept nogil
+cdef int transmit_file(Connection* c, File* file, uint64_t offset, uint64_t length) noexcept nogil
+cdef int transmit_item(Connection* c, uint8_t kind, uint8_t content_type, const uint8_t* data, uint32_t length) noexcept nogil
+cdef int transmit_alert(Connection* c, uint8_t description) noexcept nogil
+cdef bint transmit_idle(Connection* c) noexcept nogil
+cdef void transmit_pump(Connection* c) noexcept nogil
+cdef void transmit_discard(Connection* c) noexcept nogil
+cdef void transmit_shutdown(Connection* c) noexcept nogil
+cdef void transmit_send_done(Connection* c, int32_t result) noexcept nogil
+cdef void transmit_control_done(Connection* c, int32_t result) noexcept nogil
+cdef void transmit_file_read_done(Connection* c, int32_t result) noexcept nogil
+cdef bint transmit_progressed(Connection* c) noexcept nogil

@@ -1,0 +1,327 @@
+"""The engine with the user-mode record layer: a client that knows the keys, an echo service, no TLS handshake."""
+
+import os
+import resource
+import socket
+import threading
+from collections.abc import Iterator
+
+import pytest
+from kdaemon_pyx import engine as e
+from kdaemon_pyx.echo_service import EchoService
+
+from tests.support.records import Keys, RecordPeer, RunningEngine, install_arguments
+
+HELLO = b"\x16\x03\x01\x00\x05hello"
+CLOSE_NOTIFY = (21, b"\x01\x00")
+
+
+@pytest.fixture
+def running() -> Iterator[RunningEngine]:
+    engine = RunningEngine(record_layer="off", services={0: EchoService()}, deadlines_ms={"close": 2000})
+    yield engine
+    engine.stop()
+
+
+def established(running: RunningEngine, suite: int = 0x1301, **more: object) -> tuple[RecordPeer, int]:
+    sock = running.connect()
+    sock.sendall(HELLO)
+    conn = running.event(e.EVENT_RECORDS)[1]
+    running.engine.install(conn, **install_arguments(suite, **more))
+    running.engine.flush()
+    assert running.event(e.EVENT_INSTALLED, conn)[2:] == ("user", "kernel TLS is switched off")
+    return RecordPeer(sock, suite), conn
+
+
+@pytest.mark.parametrize("suite", [0x1301, 0x1302, 0x1303])
+def test_echoes_small_and_large(running: RunningEngine, suite: int) -> None:
+    peer, conn = established(running, suite)
+    for size in (1, 100, 16384, 16385, 40000):
+        data = bytes(i % 253 for i in range(size))
+        peer.send(data)
+        assert peer.receive_data(size) == data
+    peer.send(b"\x01\x00", 21)
+    assert peer.receive_to_end() == [CLOSE_NOTIFY]
+    assert running.event(e.EVENT_CLOSED, conn)[2] == "peer"
+
+
+def test_bulk_both_ways_keeps_every_byte(running: RunningEngine) -> None:
+    peer, _ = established(running)
+    data = bytes(i * i % 251 for i in range(1 << 16)) * 64
+    sender = threading.Thread(target=peer.send, args=(data,))
+    sender.start()
+    assert peer.receive_data(len(data)) == data
+    sender.join()
+    peer.sock.close()
+
+
+def test_handshake_bytes_go_up_whole_and_down_in_order(running: RunningEngine) -> None:
+    sock = running.connect()
+    for byte in HELLO:
+        sock.sendall(bytes([byte]))
+    kind, conn, listener, data = running.event(e.EVENT_RECORDS)
+    assert (kind, listener, data) == (e.EVENT_RECORDS, 7, HELLO)
+    assert running.engine.counters()["events"] == 1
+    running.engine.send(conn, b"one")
+    running.engine.send(conn, b"two" * 10000)
+    running.engine.receive(conn)
+    running.engine.flush()
+    assert RecordPeer(sock).receive_exactly(30003) == b"one" + b"two" * 10000
+    sock.sendall(HELLO * 3 + HELLO[:7])
+    assert running.event(e.EVENT_RECORDS, conn)[3] == HELLO * 3
+    running.engine.receive(conn)
+    running.engine.flush()
+    sock.sendall(HELLO[7:])
+    assert running.event(e.EVENT_RECORDS, conn)[3] == HELLO
+    running.engine.close(conn, b"alert!!")
+    running.engine.flush()
+    assert RecordPeer(sock).receive_exactly(7) == b"alert!!"
+    assert sock.recv(1) == b""
+    sock.close()
+    assert running.event(e.EVENT_CLOSED, conn)[2] == "control"
+
+
+@pytest.mark.parametrize("garbage", [b"GET / HTTP/1.0\r\n\r\n", b"\x16\x03\x01\x41\x01", b"\x16\x02\x00", b"\x00"])
+def test_what_cannot_be_a_record_goes_up_at_once(running: RunningEngine, garbage: bytes) -> None:
+    sock = running.connect()
+    sock.sendall(garbage)
+    assert running.event(e.EVENT_RECORDS)[3] == garbage
+    sock.close()
+
+
+def test_data_glued_to_the_last_handshake_record_at_every_split(running: RunningEngine) -> None:
+    for suite in (0x1301, 0x1303):
+        probe = RecordPeer(socket.socket(), suite)
+        flight = HELLO + probe.seal(b"first") + probe.seal(b"second")
+        probe.sock.close()
+        for split in range(len(HELLO), len(flight) + 1):
+            sock = running.connect()
+            sock.sendall(flight[:split])
+            _, conn, _, data = running.event(e.EVENT_RECORDS)
+            running.engine.install(conn, **install_arguments(suite, leftover=data[len(HELLO) :]))
+            running.engine.flush()
+            running.event(e.EVENT_INSTALLED, conn)
+            sock.sendall(flight[split:])
+            assert RecordPeer(sock, suite).receive_data(11) == b"firstsecond"
+            sock.close()
+            running.event(e.EVENT_CLOSED, conn)
+
+
+def test_records_cut_anywhere(running: RunningEngine) -> None:
+    peer, _ = established(running)
+    stream = peer.seal(b"a" * 50) + peer.seal(b"") + peer.seal(b"b" * 3)
+    for byte in stream:
+        peer.sock.sendall(bytes([byte]))
+    assert peer.receive_data(53) == b"a" * 50 + b"b" * 3
+    peer.sock.close()
+
+
+def test_end_without_close_notify_is_truncation(running: RunningEngine) -> None:
+    peer, conn = established(running)
+    peer.send(b"ping")
+    peer.sock.shutdown(socket.SHUT_WR)
+    assert peer.receive_to_end() == [(23, b"ping"), CLOSE_NOTIFY]
+    assert running.event(e.EVENT_CLOSED, conn)[2] == "truncated"
+
+
+def test_forged_record_is_answered_with_bad_record_mac(running: RunningEngine) -> None:
+    peer, conn = established(running)
+    record = bytearray(peer.seal(b"ping"))
+    record[-1] ^= 1
+    peer.sock.sendall(record)
+    assert peer.receive_to_end() == [(21, b"\x02\x14")]
+    peer.sock.close()
+    assert running.event(e.EVENT_CLOSED, conn)[2] == "record"
+
+
+@pytest.mark.parametrize(
+    ("wire", "alert"),
+    [(b"\x17\x03\x03\x41\x01", 22), (b"\x14\x03\x03\x00\x01\x01", 10), (b"\x16\x03\x03\x00\x20" + b"x" * 32, 10)],
+)
+def test_malformed_records_have_their_alerts(running: RunningEngine, wire: bytes, alert: int) -> None:
+    peer, conn = established(running)
+    peer.sock.sendall(wire)
+    assert peer.receive_to_end() == [(21, bytes([2, alert]))]
+    peer.sock.close()
+    assert running.event(e.EVENT_CLOSED, conn)[2] == "record"
+
+
+def test_key_update_both_ways(running: RunningEngine) -> None:
+    peer, conn = established(running)
+    key_update = b"\x18\x00\x00\x01\x01"
+    peer.sock.sendall(peer.seal(b"old key") + peer.seal(key_update, 22))
+    _, _, content_type, data, keys = running.event(e.EVENT_CONTROL_RECORD, conn)
+    assert (content_type, data) == (22, key_update)
+    assert keys == (0x1301, Keys(0x1301, 2).secret, Keys(0x1301, 1).secret, b"\x09" * 32)
+    peer.rekey(tx=Keys(0x1301, 3))
+    peer.send(b"new key")
+    assert peer.receive_data(7) == b"old key"
+    new_rx, new_tx = Keys(0x1301, 3), Keys(0x1301, 4)
+    running.engine.rekey(conn, 0, new_rx.key, new_rx.iv, new_rx.secret)
+    running.engine.send_control(conn, 22, b"\x18\x00\x00\x01\x00")
+    running.engine.rekey(conn, 1, new_tx.key, new_tx.iv, new_tx.secret)
+    running.engine.flush()
+    assert running.event(e.EVENT_REKEYED, conn)[2:] == (0, 0)
+    assert running.event(e.EVENT_REKEYED, conn)[2:] == (1, 0)
+    received = [peer.receive_record()]
+    if received == [(23, b"new key")]:  # the answer and the echo are independent: either may come first
+        received.append(peer.receive_record())
+        peer.rekey(rx=new_tx)
+    else:
+        peer.rekey(rx=new_tx)
+        received.append(peer.receive_record())
+    assert sorted(received) == [(22, b"\x18\x00\x00\x01\x00"), (23, b"new key")]
+    peer.send(b"still here")
+    assert peer.receive_data(10) == b"still here"
+    peer.send(key_update, 22)
+    assert running.event(e.EVENT_CONTROL_RECORD, conn)[4][1:3] == (new_tx.secret, new_rx.secret)
+    peer.sock.close()
+
+
+def test_handshake_messages_go_up_whole(running: RunningEngine) -> None:
+    peer, conn = established(running)
+    message = b"\x04\x00\x00\x0a0123456789"
+    peer.send(message[:3], 22)
+    peer.send(message[3:9], 22)
+    peer.send(message[9:] + message, 22)
+    assert running.event(e.EVENT_CONTROL_RECORD, conn)[3] == message * 2
+    peer.send(message[:3], 22)
+    peer.send(b"data between the pieces")
+    assert peer.receive_to_end()[-1] == (21, b"\x02\x0a")
+    peer.sock.close()
+
+
+@pytest.mark.parametrize("kind", [23, 22])
+def test_floods_cost_the_connection(running: RunningEngine, kind: int) -> None:
+    peer, conn = established(running)
+    payload = b"" if kind == 23 else b"\x04\x00\x00\x00"
+    peer.sock.sendall(b"".join(peer.seal(payload, kind) for _ in range(200)))
+    assert peer.receive_to_end() == [(21, b"\x02\x0a")]
+    peer.sock.close()
+    assert running.event(e.EVENT_CLOSED, conn)[2] == "limit"
+
+
+def test_reader_that_stops_keeps_memory_bounded() -> None:
+    running = RunningEngine(record_layer="off", services={0: EchoService()}, deadlines_ms={"send": 300, "close": 200})
+    try:
+        peer, conn = established(running)
+        peer.sock.settimeout(0.2)
+        record, sent = peer.seal(b"x" * 16384), 0
+        try:
+            while True:
+                peer.sock.sendall(record)
+                sent += 16384
+                record = peer.seal(b"x" * 16384)
+        except OSError:
+            pass
+        assert running.engine.counters()["bytes_in"] < sent
+        assert running.engine.counters()["buffers_in_use"] <= 4
+        assert running.event(e.EVENT_CLOSED, conn)[2] == "deadline"
+        peer.sock.close()
+    finally:
+        running.stop()
+
+
+def test_handshake_deadline() -> None:
+    running = RunningEngine(record_layer="off", services={0: EchoService()}, deadlines_ms={"handshake": 100})
+    try:
+        sock = running.connect()
+        assert sock.recv(1) == b""
+        assert running.event(e.EVENT_CLOSED)[2] == "deadline"
+        sock.close()
+    finally:
+        running.stop()
+
+
+def test_descriptors_run_out_and_come_back() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    # io_uring's accept keeps the limit that held when it was armed: set it before there is an engine.
+    highest = max(int(name) for name in os.listdir("/proc/self/fd"))  # noqa: PTH208
+    resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 40, hard))
+    held: list[int] = []
+    try:
+        running = RunningEngine(record_layer="off", services={0: EchoService()})
+        first, _ = established(running)
+        waiting = socket.socket()
+        with pytest.raises(OSError, match="Too many open files"):
+            while True:
+                held.append(os.dup(0))
+        waiting.connect(running.listening.getsockname())
+        assert running.event(e.EVENT_ACCEPT_PAUSED)[1:] == (7, 24)
+        assert running.engine.counters()["accept_paused"] < 100  # it waits, it does not spin
+        first.sock.close()  # frees two: the client's end and the engine's
+        waiting.sendall(HELLO)
+        assert running.event(e.EVENT_RECORDS)[3] == HELLO
+        waiting.close()
+        running.stop()
+    finally:
+        for fd in held:
+            os.close(fd)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_slots_run_out_and_come_back() -> None:
+    running = RunningEngine(record_layer="off", services={0: EchoService()}, connections_max=2)
+    first, second = established(running), established(running)
+    third = running.connect()
+    assert third.recv(1) == b""
+    third.close()
+    first[0].send(b"\x01\x00", 21)
+    assert running.event(e.EVENT_CLOSED, first[1])[2] == "peer"
+    again = established(running)
+    assert again[1] != first[1]
+    running.engine.close(first[1])  # a handle that is gone names nothing
+    running.engine.flush()
+    again[0].send(b"ping")
+    assert again[0].receive_data(4) == b"ping"
+    for peer, _ in (first, second, again):
+        peer.sock.close()
+    running.stop()
+
+
+def test_drain_closes_the_idle_and_tells(running: RunningEngine) -> None:
+    peer, _ = established(running)
+    silent = running.connect()
+    running.engine.drain(5000)
+    running.engine.flush()
+    assert running.event(e.EVENT_UNLISTENED) == (e.EVENT_UNLISTENED, 7)
+    assert peer.receive_to_end() == [CLOSE_NOTIFY]
+    peer.sock.close()
+    silent.close()
+    assert running.event(e.EVENT_DRAINED) == (e.EVENT_DRAINED, 0)
+
+
+def test_drain_deadline_cuts(running: RunningEngine) -> None:
+    peer, conn = established(running)
+    peer.send(b"x" * 16384)
+    assert len(peer.receive_data(16384)) == 16384
+    running.engine.drain(100)
+    running.engine.flush()
+    # The peer never closes its side: lingering ends with the drain deadline.
+    assert running.event(e.EVENT_DRAINED)[1] == 1
+    assert running.event(e.EVENT_CLOSED, conn)[2] == "drain_deadline"
+    peer.sock.close()
+
+
+def test_many_connections_at_once(running: RunningEngine) -> None:
+    peers = [established(running) for _ in range(200)]
+    for i, (peer, _) in enumerate(peers):
+        peer.send(b"%d" % i * 50)
+    for i, (peer, _) in enumerate(peers):
+        expected = b"%d" % i * 50
+        assert peer.receive_data(len(expected)) == expected
+    for peer, _ in peers:
+        peer.sock.close()
+    for _, conn in peers:
+        assert running.event(e.EVENT_CLOSED, conn)[2] == "truncated"
+
+
+def test_arguments_are_checked() -> None:
+    engine = e.Engine(services={0: EchoService()})
+    arguments = install_arguments()
+    bad_arguments = {"tx_key": b"k" * 15, "rx_iv": b"i" * 11, "cipher_suite": 0x1399, "service": 1, "tx_secret": b""}
+    for name, bad in bad_arguments.items():
+        with pytest.raises(ValueError, match="install"):
+            engine.install(1, **{**arguments, name: bad})
+    with pytest.raises(ValueError, match="deadlines"):
+        e.Engine(deadlines_ms={"lunch": 1})
