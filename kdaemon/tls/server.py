@@ -219,12 +219,11 @@ class ServerHandshake(Handshake):
         server_share, shared_secret = answer_key_share(group, share, config.generate_key_share)
         early_stage = EarlyStage(suite.hash) if psk is None else psk.early_stage
 
-        extensions: Extensions = {
-            Extension.KEY_SHARE: serialize_key_share_entry(group, server_share),
-            Extension.SUPPORTED_VERSIONS: _SUPPORTED_VERSION,
-        }
+        extensions: Extensions = {}
         if psk is not None:
             extensions[Extension.PRE_SHARED_KEY] = psk.index.to_bytes(2, "big")
+        extensions[Extension.KEY_SHARE] = serialize_key_share_entry(group, server_share)
+        extensions[Extension.SUPPORTED_VERSIONS] = _SUPPORTED_VERSION
         server_hello = serialize_server_hello(self._random(RANDOM_SIZE), offer.hello.session_id, suite.code, extensions)
         self._start_transcript(suite, self._retry_transcript + offer.message + server_hello)
         self._send_record(ContentType.HANDSHAKE, server_hello)
