@@ -10,28 +10,28 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from kdaemon_pyx.core cimport (
     CLOSE_DEADLINE, CLOSE_SERVICE, CLOSE_TRUNCATED, CONNECTION_CLOSING, CONNECTION_ESTABLISHED, CONNECTION_FREE,
     CONNECTION_HANDSHAKE, CloseReason, Connection, Deadlines, File)
+from kdaemon_pyx.file_range cimport file_range_queue
 from kdaemon_pyx.handshake_io cimport handshake_arm, handshake_install
 from kdaemon_pyx.lifecycle cimport connection_join, connection_mark, connection_terminate, connection_update_timer
+from kdaemon_pyx.output cimport output_commit, output_reserve, output_room
 from kdaemon_pyx.receive cimport receive_arm, receive_offer
-from kdaemon_pyx.transmit cimport (
-    transmit_alert, transmit_commit, transmit_file, transmit_idle, transmit_progressed, transmit_pump, transmit_reserve, transmit_room,
-    transmit_shutdown)
+from kdaemon_pyx.transmit cimport transmit_alert, transmit_idle, transmit_progressed, transmit_pump, transmit_shutdown
 
 
 cdef uint8_t* connection_reserve(Connection* c, uint32_t length) noexcept nogil:
-    return transmit_reserve(c, length)
+    return output_reserve(c, length)
 
 
 cdef void connection_commit(Connection* c, uint32_t length) noexcept nogil:
-    transmit_commit(c, length)
+    output_commit(c, length)
 
 
 cdef uint32_t connection_room(Connection* c) noexcept nogil:
-    return transmit_room(c)
+    return output_room(c)
 
 
 cdef int connection_send_file(Connection* c, File* file, uint64_t offset, uint64_t length) noexcept nogil:
-    return transmit_file(c, file, offset, length)
+    return file_range_queue(c, file, offset, length)
 
 
 cdef bint connection_is_sending(Connection* c) noexcept nogil:

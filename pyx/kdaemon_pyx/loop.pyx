@@ -19,6 +19,7 @@ from kdaemon_pyx.core cimport (
     OPERATION_MASK, OPERATION_NONE, OPERATION_RECEIVE, OPERATION_RECEIVE_EXACT, OPERATION_RECEIVE_MESSAGE, OPERATION_SEND,
     OPERATION_SEND_CONTROL, OPERATION_SIGNAL, OPERATION_WAKE, RECORD_LAYER_KERNEL, SERVICES_MAX, Connection, Core,
     KeyMaterial, Listener)
+from kdaemon_pyx.file_range cimport file_range_read_done
 from kdaemon_pyx.handshake_io cimport handshake_received
 from kdaemon_pyx.ktls cimport KTLS_RX, ktls_set_keys
 from kdaemon_pyx.lifecycle cimport (
@@ -31,7 +32,7 @@ from kdaemon_pyx.spsc cimport Message, message_free, queue_empty, queue_pop
 from kdaemon_pyx.timers cimport (
     TIMER_ACCEPT, TIMER_CONNECTION, TIMER_DRAIN, Timer, timer_set, timers_expire, timers_next_ns, timers_setup)
 from kdaemon_pyx.transmit cimport (
-    transmit_control_done, transmit_discard, transmit_file_read_done, transmit_item, transmit_send_done)
+    transmit_control_done, transmit_discard, transmit_item, transmit_send_done)
 from kdaemon_pyx.uring cimport (
     receive_ring_buffer, receive_ring_publish, receive_ring_recycle, receive_ring_setup, receive_ring_teardown, uring_enter, uring_peek,
     uring_seen, uring_setup, uring_sqe, uring_teardown)
@@ -270,7 +271,7 @@ cdef void completed(Core* core, uint64_t user_data, int32_t result, uint32_t fla
     elif operation == OPERATION_SEND:
         transmit_send_done(c, result)
     elif operation == OPERATION_FILE_READ:
-        transmit_file_read_done(c, result)
+        file_range_read_done(c, result)
     elif operation == OPERATION_RECEIVE_MESSAGE:
         receive_message_done(c, result)
     elif operation == OPERATION_SEND_CONTROL:

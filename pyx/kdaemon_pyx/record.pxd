@@ -7,7 +7,8 @@ from kdaemon_pyx.libcrypto cimport EVP_CIPHER_CTX
 cdef enum:
     RECORD_HEADER = 5
     RECORD_TAG = 16
-    RECORD_OVERHEAD = 22           # header, inner content type, tag
+    RECORD_TRAILER = 17            # inner content type, tag
+    RECORD_OVERHEAD = 22           # header and trailer
     RECORD_PLAINTEXT_MAX = 16384
     RECORD_CIPHERTEXT_MAX = 16640  # the length field: plaintext + 256 (section 5.2)
     RECORD_WIRE_MAX = 16645        # with its header

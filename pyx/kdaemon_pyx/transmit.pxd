@@ -1,14 +1,10 @@
-"""Send side of a connection: output buffers, queued items, the file range."""
+"""Send side of a connection: queued items and the pump."""
 
-from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, uint8_t, uint32_t
 
-from kdaemon_pyx.core cimport Connection, File
+from kdaemon_pyx.core cimport Connection
 
 
-cdef uint8_t* transmit_reserve(Connection* c, uint32_t length) noexcept nogil
-cdef void transmit_commit(Connection* c, uint32_t length) noexcept nogil
-cdef uint32_t transmit_room(Connection* c) noexcept nogil
-cdef int transmit_file(Connection* c, File* file, uint64_t offset, uint64_t length) noexcept nogil
 cdef int transmit_item(Connection* c, uint8_t kind, uint8_t content_type, const uint8_t* data, uint32_t length) noexcept nogil
 cdef int transmit_alert(Connection* c, uint8_t description) noexcept nogil
 cdef bint transmit_idle(Connection* c) noexcept nogil
@@ -17,5 +13,4 @@ cdef void transmit_discard(Connection* c) noexcept nogil
 cdef void transmit_shutdown(Connection* c) noexcept nogil
 cdef void transmit_send_done(Connection* c, int32_t result) noexcept nogil
 cdef void transmit_control_done(Connection* c, int32_t result) noexcept nogil
-cdef void transmit_file_read_done(Connection* c, int32_t result) noexcept nogil
 cdef bint transmit_progressed(Connection* c) noexcept nogil

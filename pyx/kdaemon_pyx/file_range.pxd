@@ -1,0 +1,11 @@
+"""A file range on its way into the output buffer."""
+
+from libc.stdint cimport int32_t, uint64_t
+
+from kdaemon_pyx.core cimport Connection, File
+
+
+cdef int file_range_queue(Connection* c, File* file, uint64_t offset, uint64_t length) noexcept nogil
+cdef void file_range_fill(Connection* c) noexcept nogil
+cdef void file_range_read_done(Connection* c, int32_t result) noexcept nogil
+cdef void file_range_drop(Connection* c) noexcept nogil
