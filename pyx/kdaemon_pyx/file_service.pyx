@@ -2,7 +2,7 @@
 
 from libc.errno cimport ENOMEM
 from libc.stdint cimport int64_t, uint8_t, uint64_t
-from libc.string cimport memset
+from libc.string cimport memcpy, memset
 
 from kdaemon_pyx.connection cimport (
     connection_close, connection_commit, connection_count_request, connection_deadlines, connection_finish,
@@ -10,12 +10,44 @@ from kdaemon_pyx.connection cimport (
 )
 from kdaemon_pyx.core cimport RECORD_LAYER_KERNEL, Connection
 from kdaemon_pyx.http_context cimport FileContext
+from kdaemon_pyx.http_log cimport PeerAddress
 from kdaemon_pyx.http_session cimport (
     HttpContext, HttpSession, session_free, session_on_data, session_on_deadline, session_on_drain,
     session_on_end_of_data, session_on_sent, session_open,
 )
 
+cdef extern from "<netinet/in.h>" nogil:
+    struct sockaddr:
+        pass
+    struct sockaddr_storage:
+        unsigned short ss_family
+    struct sockaddr_in:
+        unsigned int sin_addr
+    struct sockaddr_in6:
+        unsigned char sin6_addr[16]
+    const int AF_INET
+    const int AF_INET6
+
+cdef extern from "<sys/socket.h>" nogil:
+    int getpeername(int fd, sockaddr* address, unsigned int* length)
+
 __all__ = ["FileService"]
+
+
+cdef void peer_of(Connection* c, PeerAddress* peer) noexcept nogil:
+    cdef sockaddr_storage address
+    cdef unsigned int length = sizeof(address)
+    cdef sockaddr_in* ipv4 = <sockaddr_in*>&address
+    cdef sockaddr_in6* ipv6 = <sockaddr_in6*>&address
+    peer.length = 0
+    if getpeername(c.fd, <sockaddr*>&address, &length) != 0:
+        return
+    if address.ss_family == AF_INET:
+        peer.length = 4
+        memcpy(peer.bytes, &ipv4.sin_addr, 4)
+    elif address.ss_family == AF_INET6:
+        peer.length = 16
+        memcpy(peer.bytes, &ipv6.sin6_addr, 16)
 
 
 cdef int on_established(Connection* c) noexcept nogil:
@@ -56,7 +88,7 @@ cdef class FileService(FileContext):
     Parameters and errors are FileContext's. One engine per service: two engines need two services over the same sites.
     """
 
-    def __cinit__(self, sites, limits=None, mime=None):
+    def __cinit__(self, sites, limits=None, mime=None, log=None):
         self.context.transport.reserve = connection_reserve
         self.context.transport.commit = connection_commit
         self.context.transport.room = connection_room
@@ -67,6 +99,7 @@ cdef class FileService(FileContext):
         self.context.transport.now_ns = connection_now_ns
         self.context.transport.deadlines = connection_deadlines
         self.context.transport.count_request = connection_count_request
+        self.context.transport.peer = peer_of
         memset(&self.service, 0, sizeof(self.service))
         self.service.context = &self.context
         self.service.on_established = on_established

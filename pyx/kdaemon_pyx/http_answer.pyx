@@ -9,6 +9,7 @@ from kdaemon_pyx.files cimport ENCODING_IDENTITY, Entry, file_table_distrust, fi
 from kdaemon_pyx.http_body cimport BODY_NONE, BodyDiscard, begin_body
 from kdaemon_pyx.http_conditional cimport ByteRange, evaluate_preconditions, select_ranges
 from kdaemon_pyx.http_encoding cimport select_encoding
+from kdaemon_pyx.http_log cimport log_response
 from kdaemon_pyx.http_request cimport METHOD_HEAD, METHOD_OPTIONS, METHOD_OTHER, HttpRequest, Slice, parse_request_head
 from kdaemon_pyx.http_response cimport (
     GENERATED_BYTES_MAX, HTTP_DATE_BYTES, Writer, put, put_decimal, put_encoded_path, put_end_of_head, put_error,
@@ -38,10 +39,16 @@ cdef bint open_writer(HttpSession* session, Writer* writer, uint32_t room) noexc
     return writer.position != NULL
 
 
-cdef void commit_writer(HttpSession* session, Writer* writer, uint8_t* start, int status) noexcept nogil:
-    session.context.transport.commit(session.connection, <uint32_t>(writer.position - start))
-    session.context.responses[status // 100] += 1
-    session.context.transport.count_request(session.connection)
+cdef void commit_writer(
+    HttpSession* session, Writer* writer, uint8_t* start, int status, uint64_t body_bytes
+) noexcept nogil:
+    # Every response passes here once, with its head.
+    cdef HttpContext* context = session.context
+    context.transport.commit(session.connection, <uint32_t>(writer.position - start))
+    context.responses[status // 100] += 1
+    context.transport.count_request(session.connection)
+    if context.log != NULL:
+        log_response(context.log, &context.date, &session.peer, &context.request, status, body_bytes)
 
 
 cdef void put_lines(HttpSession* session, Writer* writer) noexcept nogil:
@@ -65,6 +72,7 @@ cdef bint answer_status(HttpSession* session, int status) noexcept nogil:
     cdef uint8_t* start
     cdef Slice extra
     cdef uint8_t[128] buffer
+    cdef uint64_t body_bytes = 0
     if not open_writer(session, &writer, GENERATED_BYTES_MAX + site.header_bytes):
         return False
     start = writer.position
@@ -87,12 +95,12 @@ cdef bint answer_status(HttpSession* session, int status) noexcept nogil:
             put(&lines, b"\r\n", 2)
         extra.data = buffer
         extra.length = <uint32_t>(lines.position - buffer)
-        put_error_with_lines(session, &writer, status, extra)
-    commit_writer(session, &writer, start, status)
+        body_bytes = put_error_with_lines(session, &writer, status, extra)
+    commit_writer(session, &writer, start, status, body_bytes)
     return True
 
 
-cdef void put_error_with_lines(HttpSession* session, Writer* writer, int status, Slice extra) noexcept nogil:
+cdef uint64_t put_error_with_lines(HttpSession* session, Writer* writer, int status, Slice extra) noexcept nogil:
     cdef HttpContext* context = session.context
     cdef const SiteC* site = &context.sites[session.site]
     cdef uint8_t[4096] buffer
@@ -105,7 +113,7 @@ cdef void put_error_with_lines(HttpSession* session, Writer* writer, int status,
         put_lines(session, &lines)
         extra.data = buffer
         extra.length = <uint32_t>(lines.position - buffer)
-    put_error(writer, status, &context.date, extra, session.keep_alive, session.minor_version, session.head_only)
+    return put_error(writer, status, &context.date, extra, session.keep_alive, session.minor_version, session.head_only)
 
 
 cdef bint refuse_request(HttpSession* session, int status, bint head_only, int minor_version) noexcept nogil:
@@ -113,7 +121,7 @@ cdef bint refuse_request(HttpSession* session, int status, bint head_only, int m
     session.keep_alive = False
     session.head_only = head_only
     session.minor_version = <uint8_t>minor_version
-    session.context.request.path_length = 0
+    session.context.request.path_length = 0                # nothing is known about a path: rules for every path apply
     return answer_status(session, status)
 
 
@@ -162,7 +170,7 @@ cdef bint answer_location(HttpSession* session, int status, bint to_directory, S
     put(&writer, b"\r\n", 2)
     put_lines(session, &writer)
     put_end_of_head(&writer, session.keep_alive, session.minor_version)
-    commit_writer(session, &writer, start, status)
+    commit_writer(session, &writer, start, status, 0)
     return True
 
 
@@ -259,6 +267,7 @@ cdef bint answer_representation(HttpSession* session, Representation* representa
     cdef Writer writer
     cdef uint8_t* start
     cdef int range_count = 0
+    cdef uint64_t body_bytes = representation.file.size
     cdef bint conditional = (
         context.request.if_match.data != NULL or context.request.if_none_match.data != NULL
         or context.request.if_modified_since.data != NULL or context.request.if_unmodified_since.data != NULL
@@ -283,6 +292,10 @@ cdef bint answer_representation(HttpSession* session, Representation* representa
     ):
         return False
     start = writer.position
+    if range_count == 1:
+        body_bytes = context.ranges[0].length
+    elif range_count > 1:
+        body_bytes = multipart_length(representation, context.ranges, <uint32_t>range_count)
     if range_count > 0:
         status = 206
         context.boundary += 1
@@ -292,7 +305,7 @@ cdef bint answer_representation(HttpSession* session, Representation* representa
         put_common(session, &writer, representation)
     else:
         put_whole_head(session, &writer, representation, status)
-    commit_writer(session, &writer, start, status)
+    commit_writer(session, &writer, start, status, 0 if status == 304 or session.head_only else body_bytes)
     if status != 304 and not session.head_only and representation.file.size != 0:
         begin_response(session, representation, <uint32_t>range_count)
     return True

@@ -7,6 +7,7 @@ from libc.stdint cimport uint32_t
 from libc.string cimport memset
 
 from kdaemon_pyx.files cimport LIST_FILES, LIST_NAMES, file_table_setup, file_table_teardown
+from kdaemon_pyx.http_log cimport AccessLog
 from kdaemon_pyx.http_site cimport SiteTable
 from kdaemon_pyx.mime cimport MimeTable
 
@@ -20,15 +21,19 @@ cdef class FileContext:
 
     sites: sequence of ``http_config.Site``, in the order of the engine's site numbers; their root_fd stay the caller's and must outlive
     this object. limits: ``http_config.Limits``. mime: ``mime.MimeTable``, may be shared.
+    log: an ``http_log.AccessLog`` of its own, or None.
 
     Raises ValueError for values that do not fit, MemoryError. Thread-safety: ``counters`` from any thread, the rest is the engine's.
     """
 
-    def __cinit__(self, sites, limits=None, mime=None):
+    def __cinit__(self, sites, limits=None, mime=None, AccessLog log=None):
         limits = limits or Limits()
         self._sites = SiteTable(sites)
         self._mime = mime or MimeTable()
+        self._log = log
         memset(&self.context, 0, sizeof(self.context))
+        if log is not None:
+            self.context.log = &log.ring
         self.context.sites = self._sites.sites
         self.context.site_count = self._sites.count
         self.context.limits.request_line_bytes_max = limits.request_line_bytes_max

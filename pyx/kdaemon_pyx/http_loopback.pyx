@@ -7,10 +7,11 @@ import os
 
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
-from libc.string cimport memset
+from libc.string cimport memcpy, memset
 
 from kdaemon_pyx.core cimport CloseReason, Connection, Deadlines, File
 from kdaemon_pyx.http_context cimport FileContext
+from kdaemon_pyx.http_log cimport PeerAddress
 from kdaemon_pyx.http_session cimport (
     HttpSession, session_free, session_on_data, session_on_deadline, session_on_drain, session_on_end_of_data,
     session_on_sent, session_open,
@@ -85,6 +86,11 @@ cdef void wire_count_request(Connection* c) noexcept nogil:
     (<Wire*>c).requests += 1
 
 
+cdef void wire_peer(Connection* c, PeerAddress* peer) noexcept nogil:
+    peer.length = 4
+    memcpy(peer.bytes, b"\xc0\x00\x02\x01", 4)           # 192.0.2.1, for documentation (RFC 5737)
+
+
 cdef class Loopback:
     """One connection in memory.
 
@@ -119,6 +125,7 @@ cdef class Loopback:
         context.context.transport.now_ns = wire_now_ns
         context.context.transport.deadlines = wire_deadlines
         context.context.transport.count_request = wire_count_request
+        context.context.transport.peer = wire_peer
         self._pending = b""
         self._output = bytearray()
         self._session = session_open(&context.context, <Connection*>&self._wire, site, kernel_layer)

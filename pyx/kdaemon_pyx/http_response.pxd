@@ -45,8 +45,8 @@ cdef const char* reason_phrase(int status) noexcept nogil
 cdef void put_status_line(Writer* writer, int status) noexcept nogil
 # The empty line that ends a head, with the Connection field before it where the default of the request's version does not hold.
 cdef void put_end_of_head(Writer* writer, bint keep_alive, int minor_version) noexcept nogil
-# A whole response of its own: `extra` is header lines with their CRLF, or empty. HEAD gets the head alone.
-cdef void put_error(
+# A whole response of its own: `extra` is header lines with their CRLF, or empty. HEAD gets the head alone. The length of the body.
+cdef uint64_t put_error(
     Writer* writer, int status, const DateCache* date, Slice extra, bint keep_alive, int minor_version, bint head_only
 ) noexcept nogil
 

@@ -176,7 +176,7 @@ cdef void put_end_of_head(Writer* writer, bint keep_alive, int minor_version) no
         put(writer, b"\r\n", 2)
 
 
-cdef void put_error(
+cdef uint64_t put_error(
     Writer* writer, int status, const DateCache* date, Slice extra, bint keep_alive, int minor_version, bint head_only
 ) noexcept nogil:
     cdef const char* reason = reason_phrase(status)
@@ -193,7 +193,7 @@ cdef void put_error(
     put_slice(writer, extra)
     put_end_of_head(writer, keep_alive, minor_version)
     if head_only:
-        return
+        return 0
     put_decimal(writer, <uint64_t>status)
     put(writer, b" ", 1)
     put_text(writer, reason)
@@ -201,6 +201,7 @@ cdef void put_error(
     if sentence[0] != 0:
         put_text(writer, sentence)
         put(writer, b"\n", 1)
+    return length
 
 
 cdef void put_two_digits(uint8_t* at, int64_t value) noexcept nogil:

@@ -10,6 +10,7 @@ from kdaemon_pyx.core cimport CloseReason, Connection, Deadlines, File
 from kdaemon_pyx.files cimport FileTable
 from kdaemon_pyx.http_body cimport BodyDiscard
 from kdaemon_pyx.http_conditional cimport ByteRange, Validators
+from kdaemon_pyx.http_log cimport LogRing, PeerAddress
 from kdaemon_pyx.http_request cimport HeadScan, HttpLimits, HttpRequest
 from kdaemon_pyx.http_response cimport DateCache
 from kdaemon_pyx.http_site cimport SiteC
@@ -27,6 +28,7 @@ cdef struct Transport:
     uint64_t (*now_ns)(Connection* c) noexcept nogil
     const Deadlines* (*deadlines)(Connection* c) noexcept nogil
     void (*count_request)(Connection* c) noexcept nogil
+    void (*peer)(Connection* c, PeerAddress* peer) noexcept nogil
 
 # Everything the sessions of one engine thread share; owner: the service object.
 cdef struct HttpContext:
@@ -35,6 +37,7 @@ cdef struct HttpContext:
     FileTable table
     const SiteC* sites
     uint32_t site_count
+    LogRing* log                   # NULL: no access log; owner: the AccessLog object
     uint64_t responses[6]          # by the status' first digit
     DateCache date
     uint64_t boundary              # of multipart/byteranges; a number never used twice
@@ -56,6 +59,7 @@ cdef struct HttpSession:
     HttpContext* context
     Connection* connection
     uint64_t deadline_ns
+    PeerAddress peer               # set only where there is a log
     uint32_t site
     uint32_t requests
     HeadScan scan

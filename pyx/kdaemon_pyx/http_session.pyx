@@ -26,6 +26,8 @@ cdef HttpSession* session_open(
     session.site = site if site < context.site_count else 0
     session.kernel_layer = kernel_layer
     session.keep_alive = True
+    if context.log != NULL:
+        context.transport.peer(connection, &session.peer)
     # The first request has the header deadline from here on; its beginning does not move it.
     set_deadline(session, DEADLINE_HEADER, context.transport.deadlines(connection).header_ns)
     return session
@@ -107,6 +109,7 @@ cdef int64_t session_on_data(HttpSession* session, const uint8_t* data, uint64_t
             break
         memset(&session.scan, 0, sizeof(session.scan))     # also when it is blocked: then it is scanned again
         if n < 0:
+            memset(&session.context.request, 0, sizeof(session.context.request))  # for the log: nothing was understood
             answered = refuse_request(session, <int>-n, False, 1)
         else:
             answered = answer_request(session, data + consumed, <uint32_t>n)
@@ -150,6 +153,7 @@ cdef void session_on_deadline(HttpSession* session) noexcept nogil:
     if session.responding or session.finishing:
         return
     if session.head_pending:
+        memset(&session.context.request, 0, sizeof(session.context.request))
         refuse_request(session, 408, False, 1)             # without room the peer does not read: nothing to tell it
     finish(session, CLOSE_DEADLINE)
 

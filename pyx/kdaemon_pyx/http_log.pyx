@@ -1,0 +1,230 @@
+"""The access log, in nginx's combined format or as JSON lines."""
+
+import os
+import select
+
+from libc.errno cimport EINTR, errno
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport free, malloc
+from libc.string cimport memcpy, memset
+
+from kdaemon_pyx.atomics cimport load_acquire_u32, store_release_u32
+from kdaemon_pyx.http_request cimport HttpRequest, Slice
+from kdaemon_pyx.http_response cimport DateCache, Writer, put, put_decimal, put_text
+
+__all__ = ["AccessLog"]
+
+cdef extern from "<arpa/inet.h>" nogil:
+    const char* inet_ntop(int family, const void* address, char* text, unsigned int size)
+    const int AF_INET
+    const int AF_INET6
+
+cdef extern from "<sys/uio.h>" nogil:
+    struct iovec:
+        void* iov_base
+        size_t iov_len
+    ssize_t writev(int fd, const iovec* parts, int count)
+
+cdef extern from "<sys/eventfd.h>" nogil:
+    int eventfd_write(int fd, uint64_t value)
+
+cdef enum:
+    REQUEST_BYTES_MAX = 2048       # of each field, before escaping: the rest is cut off
+    FIELD_BYTES_MAX = 768
+    LINE_BYTES_MAX = 6 * (REQUEST_BYTES_MAX + 3 * FIELD_BYTES_MAX) + 512
+
+cdef const char* DIGITS = b"0123456789abcdef"
+
+
+cdef void put_escaped(Writer* writer, Slice text, uint32_t bytes_max, bint json) noexcept nogil:
+    # Nothing a client sends can end a field or a line. Bytes that are not printable ASCII: \xNN as nginx does, in JSON \u00NN.
+    cdef uint32_t i
+    cdef uint8_t c
+    cdef uint8_t[6] escape
+    if text.length == 0 and not json:
+        put(writer, b"-", 1)
+        return
+    for i in range(text.length if text.length < bytes_max else bytes_max):
+        c = text.data[i]
+        if c >= 0x20 and c < 0x7f and c != c'"' and c != c'\\':
+            put(writer, &c, 1)
+            continue
+        memcpy(escape, b"\\u00", 4)
+        if not json:
+            escape[1] = c'x'
+            escape[2] = <uint8_t>DIGITS[c >> 4]
+            escape[3] = <uint8_t>DIGITS[c & 15]
+            put(writer, escape, 4)
+        else:
+            escape[4] = <uint8_t>DIGITS[c >> 4]
+            escape[5] = <uint8_t>DIGITS[c & 15]
+            put(writer, escape, 6)
+
+
+cdef void put_peer(Writer* writer, const PeerAddress* peer) noexcept nogil:
+    cdef char[48] text
+    if peer.length == 0 or inet_ntop(
+        AF_INET if peer.length == 4 else AF_INET6, peer.bytes, text, sizeof(text)
+    ) == NULL:
+        put(writer, b"-", 1)
+    else:
+        put_text(writer, text)
+
+
+cdef void put_combined(
+    Writer* writer, const DateCache* date, const PeerAddress* peer, const HttpRequest* request, int status, uint64_t body_bytes
+) noexcept nogil:
+    # 127.0.0.1 - - [06/Nov/1994:08:49:37 +0000] "GET / HTTP/1.1" 200 5 "-" "curl/8"
+    cdef uint8_t[20] time
+    memcpy(time, date.text + 5, 20)                        # 06 Nov 1994 08:49:37
+    time[2] = time[6] = c'/'
+    time[11] = c':'
+    put_peer(writer, peer)
+    put_text(writer, b" - - [")
+    put(writer, time, 20)
+    put_text(writer, b' +0000] "')
+    put_escaped(writer, request.line, REQUEST_BYTES_MAX, False)
+    put_text(writer, b'" ')
+    put_decimal(writer, <uint64_t>status)
+    put(writer, b" ", 1)
+    put_decimal(writer, body_bytes)
+    put_text(writer, b' "')
+    put_escaped(writer, request.referer, FIELD_BYTES_MAX, False)
+    put_text(writer, b'" "')
+    put_escaped(writer, request.user_agent, FIELD_BYTES_MAX, False)
+    put_text(writer, b'"\n')
+
+
+cdef void put_json(
+    Writer* writer, const DateCache* date, const PeerAddress* peer, const HttpRequest* request, int status, uint64_t body_bytes
+) noexcept nogil:
+    put_text(writer, b'{"time":')
+    put_decimal(writer, <uint64_t>date.now_s)
+    put_text(writer, b',"client":"')
+    put_peer(writer, peer)
+    put_text(writer, b'","host":"')
+    put_escaped(writer, request.host, FIELD_BYTES_MAX, True)
+    put_text(writer, b'","request":"')
+    put_escaped(writer, request.line, REQUEST_BYTES_MAX, True)
+    put_text(writer, b'","status":')
+    put_decimal(writer, <uint64_t>status)
+    put_text(writer, b',"bytes":')
+    put_decimal(writer, body_bytes)
+    put_text(writer, b',"referer":"')
+    put_escaped(writer, request.referer, FIELD_BYTES_MAX, True)
+    put_text(writer, b'","user_agent":"')
+    put_escaped(writer, request.user_agent, FIELD_BYTES_MAX, True)
+    put_text(writer, b'"}\n')
+
+
+cdef void log_response(
+    LogRing* ring, const DateCache* date, const PeerAddress* peer, const HttpRequest* request, int status, uint64_t body_bytes
+) noexcept nogil:
+    cdef uint8_t[LINE_BYTES_MAX] line
+    cdef Writer writer
+    cdef uint32_t length
+    cdef uint32_t position = ring.head & (ring.size - 1)
+    cdef uint32_t first
+    cdef uint32_t used
+    writer.position = line
+    writer.end = line + sizeof(line)
+    writer.overflow = False
+    if ring.json:
+        put_json(&writer, date, peer, request, status, body_bytes)
+    else:
+        put_combined(&writer, date, peer, request, status, body_bytes)
+    length = <uint32_t>(writer.position - line)
+    # Pairs with the release in drain(): what the consumer has written out may be overwritten.
+    used = ring.head - load_acquire_u32(&ring.tail)
+    if length > ring.size - used:
+        ring.dropped += 1
+        return
+    first = ring.size - position
+    if first > length:
+        first = length
+    memcpy(ring.data + position, line, first)
+    memcpy(ring.data, line + first, length - first)
+    # Pairs with the acquire in drain(): the line is there before it is counted.
+    store_release_u32(&ring.head, ring.head + length)
+    ring.lines += 1
+    if used < ring.size // 2 and used + length >= ring.size // 2:
+        eventfd_write(ring.event_fd, 1)
+
+
+cdef class AccessLog:
+    """The ring between one engine thread and the thread that writes its log.
+
+    format: "combined" or "json". ring_bytes: a power of two; what is produced beyond it before ``drain`` comes is dropped and counted.
+    "bytes" of a line is the length of the response's body, whether or not the client took all of it.
+
+    Thread-safety: one thread calls wait() and drain(); ``counters`` from any.
+    """
+
+    def __cinit__(self, str format="combined", uint32_t ring_bytes=1 << 20):
+        if format not in ("combined", "json"):
+            raise ValueError(f"access log format {format!r}: combined or json")
+        if ring_bytes < 4096 or ring_bytes > 1 << 30 or ring_bytes & (ring_bytes - 1):
+            raise ValueError(f"access log ring of {ring_bytes} bytes: a power of two from 4096 is needed")
+        memset(&self.ring, 0, sizeof(self.ring))
+        self.ring.event_fd = -1
+        self.ring.size = ring_bytes
+        self.ring.json = format == "json"
+        self.ring.data = <uint8_t*>malloc(ring_bytes)
+        if self.ring.data == NULL:
+            raise MemoryError
+        self.ring.event_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+
+    def __dealloc__(self):
+        free(self.ring.data)
+        if self.ring.event_fd >= 0:
+            os.close(self.ring.event_fd)
+
+    def wake(self):
+        """Lets wait() return."""
+        os.eventfd_write(self.ring.event_fd, 1)
+
+    def wait(self, double timeout_s):
+        """Returns when the ring is half full, at wake(), or after ``timeout_s`` seconds."""
+        if select.select([self.ring.event_fd], [], [], timeout_s)[0]:
+            os.eventfd_read(self.ring.event_fd)
+
+    def drain(self, int fd):
+        """Writes what is there to ``fd``, in one system call: the number of bytes. OSError leaves the rest for the next time.
+
+        After a write that ended within a line (a full disk), the next one starts on a line of its own.
+        """
+        cdef iovec[3] parts
+        # Pairs with the release in log_response(): all bytes before head are there.
+        cdef uint32_t head = load_acquire_u32(&self.ring.head)
+        cdef uint32_t available = head - self.ring.tail
+        cdef uint32_t position = self.ring.tail & (self.ring.size - 1)
+        cdef uint32_t first = self.ring.size - position
+        cdef ssize_t written
+        cdef int error
+        if available == 0:
+            return 0
+        if first > available:
+            first = available
+        parts[0].iov_base = <char*>b"\n"
+        parts[0].iov_len = 1 if self._cut else 0
+        parts[1].iov_base = self.ring.data + position
+        parts[1].iov_len = first
+        parts[2].iov_base = self.ring.data
+        parts[2].iov_len = available - first
+        with nogil:
+            written = writev(fd, parts, 3)
+            while written < 0 and errno == EINTR:
+                written = writev(fd, parts, 3)
+            error = errno
+        if written < 0:
+            raise OSError(error, os.strerror(error))
+        written -= <ssize_t>parts[0].iov_len
+        if written > 0:
+            # Pairs with the acquire in log_response(): the bytes are read, their place is free.
+            store_release_u32(&self.ring.tail, self.ring.tail + <uint32_t>written)
+        self._cut = written < <ssize_t>available
+        return written
+
+    def counters(self):
+        """{"log_lines": …, "log_dropped": …} since the start."""
+        return {"log_lines": self.ring.lines, "log_dropped": self.ring.dropped}
