@@ -5,14 +5,14 @@ kernel refuses it once the peer's FIN is there.
 """
 
 from libc.errno cimport EBADF, EINVAL, EMFILE, ENFILE, ENOBUFS, ENOENT, ENOMEM, ENOTSOCK, EOPNOTSUPP
-from libc.stdint cimport int32_t, uint32_t
+from libc.stdint cimport int32_t, int64_t, uint32_t
 from posix.unistd cimport close
 
 from kdaemon_pyx cimport liburing as lu
 from kdaemon_pyx.core cimport LISTENERS_MAX, OPERATION_ACCEPT, OPERATION_NONE, Connection, Core, Listener
 from kdaemon_pyx.ktls cimport ktls_attach
 from kdaemon_pyx.lifecycle cimport (
-    EVENT_KIND_ACCEPT_PAUSED, EVENT_KIND_UNLISTENED, connection_allocate, connection_mark, event_push, operation_data)
+    EVENT_KIND_ACCEPT_PAUSED, EVENT_KIND_CONNECTED, EVENT_KIND_UNLISTENED, connection_allocate, connection_handle, connection_mark, event_push, operation_data)
 from kdaemon_pyx.timers cimport timer_set
 from kdaemon_pyx.uring cimport uring_sqe
 
@@ -116,9 +116,34 @@ cdef void pause(Core* core, Listener* listener, int32_t error) noexcept nogil:
     timer_set(&core.timers, &core.accept_timer, core.now_ns + ACCEPT_RETRY_NS)
 
 
+cdef void attach_ulp(Core* core, Connection* c) noexcept nogil:
+    cdef int result
+    if core.record_layer_mode != 2 and not core.ulp_missing:
+        result = ktls_attach(c.fd)
+        if result == 0:
+            c.ulp_attached = 1
+        elif result == -ENOENT:
+            core.ulp_missing = 1
+
+
+cdef void connection_adopt(Core* core, int32_t fd, int64_t cookie) noexcept nogil:
+    """A connected socket of the control thread becomes a connection in the client role. Handle 0 in the event: refused, fd closed."""
+    cdef Connection* c = NULL
+    if not core.draining and not core.stopping:
+        c = connection_allocate(core, fd, -1)
+    if c == NULL:
+        close(fd)
+        event_push(core, EVENT_KIND_CONNECTED, 0, 0, cookie, NULL, 0, False)
+        return
+    c.client_role = 1
+    attach_ulp(core, c)
+    c.engine_deadline_ns = core.now_ns + core.deadlines.handshake_ns
+    connection_mark(c)
+    event_push(core, EVENT_KIND_CONNECTED, connection_handle(c), 0, cookie, NULL, 0, False)
+
+
 cdef void connection_accepted(Core* core, Listener* listener, int32_t fd) noexcept nogil:
     cdef Connection* c
-    cdef int result
     if core.draining or core.stopping:
         close(fd)
         return
@@ -128,12 +153,7 @@ cdef void connection_accepted(Core* core, Listener* listener, int32_t fd) noexce
         close(fd)
         return
     core.counters.accepted += 1
-    if core.record_layer_mode != 2 and not core.ulp_missing:
-        result = ktls_attach(fd)
-        if result == 0:
-            c.ulp_attached = 1
-        elif result == -ENOENT:
-            core.ulp_missing = 1
+    attach_ulp(core, c)
     c.receive_wanted = 1
     c.engine_deadline_ns = core.now_ns + core.deadlines.handshake_ns
     connection_mark(c)

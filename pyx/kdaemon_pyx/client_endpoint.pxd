@@ -33,6 +33,8 @@ cdef void client_writable(ClientEndpoint* endpoint) noexcept nogil
 cdef void client_sent(ClientEndpoint* endpoint) noexcept nogil
 # close_notify was received and everything before it delivered.
 cdef void client_end_of_data(ClientEndpoint* endpoint) noexcept nogil
+# Nothing more can be read (truncation), writing may still be possible.
+cdef void client_read_failed(ClientEndpoint* endpoint, int32_t error, uint32_t detail) noexcept nogil
 # The connection is gone, nothing touches the client's memory for it any more. error: negative errno or 0 (orderly).
 cdef void client_connection_closed(ClientEndpoint* endpoint, int32_t error, uint32_t detail) noexcept nogil
 # A connection with this token is established. The endpoint it belongs to, NULL: nobody wants it, close it.

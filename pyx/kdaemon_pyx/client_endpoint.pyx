@@ -250,6 +250,13 @@ cdef void client_end_of_data(ClientEndpoint* endpoint) noexcept nogil:
         client_finish(client, endpoint.reads.head, 0, 0)
 
 
+cdef void client_read_failed(ClientEndpoint* endpoint, int32_t error, uint32_t detail) noexcept nogil:
+    endpoint.error = error
+    endpoint.detail = detail
+    while endpoint.reads.head != CLIENT_NONE:
+        client_finish(endpoint.client, endpoint.reads.head, error, detail)
+
+
 cdef void client_connection_closed(ClientEndpoint* endpoint, int32_t error, uint32_t detail) noexcept nogil:
     cdef Client* client = endpoint.client
     cdef uint32_t slot
@@ -262,8 +269,9 @@ cdef void client_connection_closed(ClientEndpoint* endpoint, int32_t error, uint
         client_finish(client, slot, -ETIMEDOUT if endpoint.close_timed_out else 0, 0)
         client_endpoint_free(client, endpoint)
         return
-    endpoint.error = error
-    endpoint.detail = detail
+    if endpoint.error == 0:
+        endpoint.error = error
+        endpoint.detail = detail
     while endpoint.reads.head != CLIENT_NONE:
         if endpoint.end_of_data:
             client_finish(client, endpoint.reads.head, 0, 0)

@@ -173,7 +173,7 @@ cdef void start_read(Client* client, ClientEndpoint* endpoint, uint32_t slot) no
         client_finish(client, slot, 0, 0)
     elif endpoint.read_shutdown:
         client_finish(client, slot, -EPIPE, 0)
-    elif endpoint.connection == NULL:
+    elif endpoint.connection == NULL or endpoint.error:
         client_finish(client, slot, endpoint.error if endpoint.error else -ENOTCONN, endpoint.detail)
     else:
         client.operations[slot].state = OPERATION_READING

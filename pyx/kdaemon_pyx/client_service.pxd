@@ -9,8 +9,8 @@ from kdaemon_pyx.client_types cimport ClientService
 cdef uint32_t client_service_turn(ClientService* service) noexcept nogil
 # Tell the clients that the daemon sleeps and look once more. True: there is work, do not sleep.
 cdef bint client_service_prepare_sleep(ClientService* service) noexcept nogil
-# Take doorbells, hang-ups, the timer and commands off service.epoll_fd. Never blocks.
-cdef void client_service_wake(ClientService* service) noexcept nogil
+# Take doorbells, hang-ups, the timer and commands off service.epoll_fd; how many there were. Never blocks.
+cdef int client_service_wake(ClientService* service) noexcept nogil
 # Detach every client; turn() goes on joining them until client_service_is_empty().
 cdef void client_service_detach_all(ClientService* service) noexcept nogil
 cdef bint client_service_is_empty(ClientService* service) noexcept nogil

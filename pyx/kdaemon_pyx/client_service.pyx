@@ -256,7 +256,7 @@ cdef bint client_service_prepare_sleep(ClientService* service) noexcept nogil:
     return False
 
 
-cdef void client_service_wake(ClientService* service) noexcept nogil:
+cdef int client_service_wake(ClientService* service) noexcept nogil:
     cdef epoll_event[EPOLL_BATCH] events
     cdef uint64_t value
     cdef uint64_t what
@@ -282,6 +282,7 @@ cdef void client_service_wake(ClientService* service) noexcept nogil:
         client = service.clients[i]
         if client != NULL and client.state == CLIENT_ATTACHED:
             client_say_awake(&client.header.daemon_state)
+    return count
 
 
 cdef void client_service_detach_all(ClientService* service) noexcept nogil:

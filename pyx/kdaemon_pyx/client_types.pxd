@@ -226,6 +226,10 @@ cdef struct ClientService:
     uint32_t clients_used
     uint32_t fair_start
     uint64_t now_ns
+    uint64_t spin_ns                   # how long idle rings are looked at before the engine sleeps
+    uint64_t idle_since_ns
+    bint said_asleep                   # prepare_sleep() was the last thing that happened
+    bint poll_armed                    # a one-shot poll of epoll_fd is with the uring
     int epoll_fd                       # doorbells, timer, commands: one fd for the engine to wait on
     int timer_fd
     int command_fd

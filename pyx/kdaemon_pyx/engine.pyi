@@ -20,6 +20,7 @@ EVENT_CLOSED: Final[int]          # (kind, conn, reason: str, errno: int): the l
 EVENT_ACCEPT_PAUSED: Final[int]   # (kind, listener, errno): EMFILE and friends; resumes by itself
 EVENT_UNLISTENED: Final[int]      # (kind, listener)
 EVENT_DRAINED: Final[int]         # (kind, cut: int): no connection is left; cut by the deadline
+EVENT_CONNECTED: Final[int]       # (kind, conn, cookie): adopt() is done; conn 0: no room or draining, the fd is closed
 EVENT_REKEYED: Final[int]         # (kind, conn, direction: int, errno)
 EVENT_KEY_LIMIT: Final[int]       # (kind, conn, keys: ConnectionKeys): few records are left under the tx key; without a KeyUpdate the connection ends
 
@@ -50,6 +51,9 @@ class Engine:
     def flush(self) -> None: ...
     def listen(self, listener: int, fd: int) -> None:
         """Multishot accept on fd; the caller keeps the fd open until EVENT_UNLISTENED."""
+    def adopt(self, fd: int, cookie: int) -> None:
+        """A connected socket becomes a connection in the client role -> EVENT_CONNECTED; the fd is the engine's from here on.
+        Handshake state: the control thread sends first, then receive()."""
     def unlisten(self, listener: int) -> None: ...
     def receive(self, conn: int) -> None:
         """Handshake state: receive until at least one complete record is there -> EVENT_RECORDS. A new connection starts so by itself."""

@@ -17,11 +17,11 @@ from kdaemon_pyx.core cimport (
 from kdaemon_pyx.file_service cimport FileService
 from kdaemon_pyx.libcrypto cimport OPENSSL_cleanse
 from kdaemon_pyx.lifecycle cimport (
-    EVENT_KIND_ACCEPT_PAUSED, EVENT_KIND_CLOSED, EVENT_KIND_CONTROL_RECORD, EVENT_KIND_DRAINED, EVENT_KIND_END_OF_FILE,
+    EVENT_KIND_ACCEPT_PAUSED, EVENT_KIND_CLOSED, EVENT_KIND_CONNECTED, EVENT_KIND_CONTROL_RECORD, EVENT_KIND_DRAINED, EVENT_KIND_END_OF_FILE,
     EVENT_KIND_INSTALLED, EVENT_KIND_KEY_LIMIT, EVENT_KIND_RECORDS, EVENT_KIND_REKEYED, EVENT_KIND_UNLISTENED, core_connections_setup,
     core_connections_teardown)
 from kdaemon_pyx.loop cimport (
-    COMMAND_CLOSE, COMMAND_DRAIN, COMMAND_INSTALL, COMMAND_LISTEN, COMMAND_RECEIVE, COMMAND_REKEY, COMMAND_SEND, COMMAND_SEND_CONTROL,
+    COMMAND_ADOPT, COMMAND_CLOSE, COMMAND_DRAIN, COMMAND_INSTALL, COMMAND_LISTEN, COMMAND_RECEIVE, COMMAND_REKEY, COMMAND_SEND, COMMAND_SEND_CONTROL,
     COMMAND_STOP, COMMAND_UNLISTEN, loop_run, loop_setup, loop_teardown)
 from kdaemon_pyx.record cimport suite_hash_length, suite_key_length
 from kdaemon_pyx.service cimport ServiceObject
@@ -66,6 +66,7 @@ EVENT_UNLISTENED = EVENT_KIND_UNLISTENED
 EVENT_DRAINED = EVENT_KIND_DRAINED
 EVENT_REKEYED = EVENT_KIND_REKEYED
 EVENT_KEY_LIMIT = EVENT_KIND_KEY_LIMIT
+EVENT_CONNECTED = EVENT_KIND_CONNECTED
 
 CLOSE_REASONS = (
     "peer", "service", "control", "truncated", "reset", "deadline", "record", "key_update", "limit", "file", "drain", "drain_deadline",
@@ -100,6 +101,8 @@ cdef object event_tuple(Message* m):
         return (m.kind, m.connection, CLOSE_REASONS[m.a], m.b)
     if m.kind == EVENT_KIND_ACCEPT_PAUSED:
         return (m.kind, m.connection, m.a)
+    if m.kind == EVENT_KIND_CONNECTED:
+        return (m.kind, m.connection, m.b)
     if m.kind == EVENT_KIND_DRAINED:
         return (m.kind, m.b)
     if m.kind == EVENT_KIND_REKEYED:
@@ -269,6 +272,11 @@ cdef class Engine:
     def listen(self, int listener, int fd):
         cdef Message m
         m.kind, m.connection, m.a, m.b = COMMAND_LISTEN, <uint64_t>listener, fd, 0
+        self.push(&m, NULL, 0)
+
+    def adopt(self, int fd, int64_t cookie):
+        cdef Message m
+        m.kind, m.connection, m.a, m.b = COMMAND_ADOPT, 0, fd, cookie
         self.push(&m, NULL, 0)
 
     def unlisten(self, int listener):

@@ -15,6 +15,7 @@ cdef enum:
     COMMAND_CLOSE = 8
     COMMAND_DRAIN = 9
     COMMAND_STOP = 10
+    COMMAND_ADOPT = 11
 
 
 cdef int loop_setup(Core* core) noexcept nogil

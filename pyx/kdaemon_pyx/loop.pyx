@@ -10,7 +10,7 @@ from libc.string cimport memcpy
 
 from kdaemon_pyx cimport liburing as lu
 from kdaemon_pyx.accept cimport (
-    listener_accepted, listener_add, listener_remove, listeners_armed, listeners_resume, listeners_stop)
+    connection_adopt, listener_accepted, listener_add, listener_remove, listeners_armed, listeners_resume, listeners_stop)
 from kdaemon_pyx.atomics cimport exchange_u32, fence_seq_cst, store_relaxed_u32, store_release_u32
 from kdaemon_pyx.connection cimport connection_advance, connection_expired
 from kdaemon_pyx.core cimport (
@@ -194,6 +194,8 @@ cdef void command_run(Core* core, Message* message) noexcept nogil:
         listener_add(core, <int32_t>message.connection, message.a)
     elif message.kind == COMMAND_UNLISTEN:
         listener_remove(core, <int32_t>message.connection)
+    elif message.kind == COMMAND_ADOPT:
+        connection_adopt(core, message.a, message.b)
     elif message.kind == COMMAND_DRAIN:
         command_drain(core, <uint64_t>message.b)
     elif message.kind == COMMAND_STOP:

@@ -1,0 +1,258 @@
+"""libtls clients as a service of the engine: their connections are the engine's, both record layers alike.
+
+READ is answered from what the core offers by ``on_data`` (plaintext whose tag was verified); WRITE is copied into the connection's output
+buffer, so that a client that rewrites its arena meanwhile alters nothing that was sealed already. Once per loop turn the rings are
+looked at; an idle turn says "asleep" to the clients and leaves a poll of the service's epoll fd with the uring.
+"""
+
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
+from libc.string cimport memcpy, memset
+from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
+
+from kdaemon_pyx cimport liburing as lu
+from kdaemon_pyx.client_abi cimport CLIENT_DETAIL_ALERT_SENT, CLIENT_DETAIL_TRUNCATED, CLIENT_RECORD_LAYER_KERNEL, CLIENT_RECORD_LAYER_USER
+from kdaemon_pyx.client_abi cimport client_info
+from kdaemon_pyx.client_admission cimport Clients
+from kdaemon_pyx.client_endpoint cimport (
+    client_connection_closed, client_deliver, client_end_of_data, client_established, client_read_failed, client_sent, client_writable,
+)
+from kdaemon_pyx.client_service cimport (
+    client_service_detach_all, client_service_prepare_sleep, client_service_turn, client_service_wake,
+)
+from kdaemon_pyx.client_types cimport CLIENT_NONE, ClientBackend, ClientEndpoint, ClientService
+from kdaemon_pyx.connection cimport (
+    connection_close, connection_commit, connection_finish, connection_is_sending, connection_reserve, connection_resume, connection_room,
+)
+from kdaemon_pyx.core cimport (
+    CLOSE_CONTROL, CLOSE_DEADLINE, CLOSE_DRAIN, CLOSE_DRAIN_DEADLINE, CLOSE_KEY_UPDATE, CLOSE_LIMIT, CLOSE_PEER, CLOSE_RECORD,
+    CLOSE_RESOURCES, CLOSE_SERVICE, CLOSE_TRUNCATED, OPERATION_NONE, RECORD_LAYER_KERNEL, Connection, Core,
+)
+from kdaemon_pyx.lifecycle cimport connection_mark
+from kdaemon_pyx.liburing cimport io_uring_sqe
+from kdaemon_pyx.service cimport ServiceObject
+from kdaemon_pyx.transmit cimport transmit_alert
+from kdaemon_pyx.uring cimport uring_sqe
+
+cdef extern from "errno.h" nogil:
+    enum:
+        EBADMSG
+        ECONNABORTED
+        ECONNRESET
+        EKEYEXPIRED
+        EMFILE
+        ENOMEM
+        EPROTO
+        ESHUTDOWN
+        ETIMEDOUT
+
+cdef extern from "liburing.h" nogil:
+    void io_uring_prep_poll_add(io_uring_sqe* sqe, int fd, unsigned int mask)
+
+cdef extern from "poll.h" nogil:
+    enum:
+        POLLIN
+
+cdef enum:
+    ALERT_CLOSE_NOTIFY = 0
+    ALERT_BAD_RECORD_MAC = 20
+
+
+# --- the backend: what the client service asks of a connection -----------------------------------------------------------
+
+cdef void read_wanted(ClientEndpoint* endpoint) noexcept nogil:
+    connection_resume(<Connection*> endpoint.connection)
+
+
+cdef int64_t write(ClientEndpoint* endpoint, const uint8_t* data, uint32_t length) noexcept nogil:
+    cdef Connection* c = <Connection*> endpoint.connection
+    cdef uint32_t room = connection_room(c)
+    cdef uint8_t* output
+    if length > room:
+        length = room
+    if length == 0:
+        return 0
+    output = connection_reserve(c, length)
+    if output == NULL:
+        return 0
+    memcpy(output, data, length)
+    connection_commit(c, length)
+    return length
+
+
+cdef bint is_sent(ClientEndpoint* endpoint) noexcept nogil:
+    return not connection_is_sending(<Connection*> endpoint.connection)
+
+
+cdef int shutdown(ClientEndpoint* endpoint) noexcept nogil:
+    cdef Connection* c = <Connection*> endpoint.connection
+    cdef int error
+    if c.alert_sent:
+        return 0
+    error = transmit_alert(c, ALERT_CLOSE_NOTIFY)
+    if error == 0:
+        c.alert_sent = 1           # no second close_notify at the end (RFC 8446 section 6.1)
+        connection_mark(c)
+    return error
+
+
+cdef void close(ClientEndpoint* endpoint, bint orderly) noexcept nogil:
+    cdef Connection* c = <Connection*> endpoint.connection
+    if orderly:
+        connection_finish(c, CLOSE_SERVICE)
+    else:
+        connection_close(c, CLOSE_SERVICE)
+
+
+# --- the service: what the engine tells of a connection -------------------------------------------------------------------
+
+cdef int on_established(Connection* c) noexcept nogil:
+    cdef ClientService* clients = <ClientService*> c.service.context
+    cdef ClientEndpoint* endpoint = client_established(clients, c.site, c)
+    c.service_state = endpoint
+    if endpoint == NULL:
+        return -ECONNABORTED
+    if endpoint.info != NULL and endpoint.info_length >= sizeof(client_info):
+        (<client_info*> endpoint.info).record_layer = (
+            CLIENT_RECORD_LAYER_KERNEL if c.record_layer == RECORD_LAYER_KERNEL else CLIENT_RECORD_LAYER_USER)
+    return 0
+
+
+cdef void tell_end(Connection* c, ClientEndpoint* endpoint) noexcept nogil:
+    if c.end_of_data:
+        client_end_of_data(endpoint)
+    else:
+        client_read_failed(endpoint, -ECONNRESET, CLIENT_DETAIL_TRUNCATED)
+
+
+cdef int64_t on_data(Connection* c, const uint8_t* data, uint64_t length) noexcept nogil:
+    cdef ClientEndpoint* endpoint = <ClientEndpoint*> c.service_state
+    cdef uint64_t taken = client_deliver(endpoint, data, length)
+    if taken == length and c.end_told:
+        tell_end(c, endpoint)
+    return <int64_t> taken
+
+
+cdef void on_sent(Connection* c) noexcept nogil:
+    client_sent(<ClientEndpoint*> c.service_state)
+
+
+cdef void on_end_of_data(Connection* c) noexcept nogil:
+    # Plaintext that no READ asked for yet comes first: on_data tells the end then.
+    if c.input == NULL:
+        tell_end(c, <ClientEndpoint*> c.service_state)
+
+
+cdef void on_deadline(Connection* c) noexcept nogil:
+    pass                           # the program's operations carry the deadlines; none is set here
+
+
+cdef void on_drain(Connection* c) noexcept nogil:
+    cdef ClientEndpoint* endpoint = <ClientEndpoint*> c.service_state
+    if endpoint.writes.head == CLIENT_NONE:
+        connection_finish(c, CLOSE_DRAIN)
+
+
+cdef void on_closed(Connection* c) noexcept nogil:
+    cdef ClientEndpoint* endpoint = <ClientEndpoint*> c.service_state
+    cdef int32_t error = 0
+    cdef uint32_t detail = 0
+    cdef uint8_t reason = c.close_reason
+    if endpoint == NULL:
+        return
+    c.service_state = NULL
+    if reason == CLOSE_TRUNCATED:
+        error, detail = -ECONNRESET, CLIENT_DETAIL_TRUNCATED
+    elif reason == CLOSE_DEADLINE:
+        error = -ETIMEDOUT
+    elif reason == CLOSE_RECORD:
+        error, detail = -EBADMSG, CLIENT_DETAIL_ALERT_SENT | ALERT_BAD_RECORD_MAC
+    elif reason == CLOSE_KEY_UPDATE:
+        error = -EKEYEXPIRED
+    elif reason == CLOSE_LIMIT:
+        error = -EPROTO
+    elif reason == CLOSE_DRAIN or reason == CLOSE_DRAIN_DEADLINE:
+        error = -ESHUTDOWN
+    elif reason == CLOSE_RESOURCES:
+        error = -ENOMEM
+    elif reason == CLOSE_CONTROL:
+        error = -ECONNABORTED
+    elif reason != CLOSE_PEER and reason != CLOSE_SERVICE:
+        error = -ECONNRESET
+    client_connection_closed(endpoint, error, detail)
+
+
+cdef uint64_t clock_ns() noexcept nogil:
+    cdef timespec now
+    clock_gettime(CLOCK_MONOTONIC, &now)
+    return <uint64_t> now.tv_sec * 1000000000 + <uint64_t> now.tv_nsec
+
+
+cdef bint on_turn(Core* core) noexcept nogil:
+    cdef ClientService* clients = <ClientService*> core.services[SERVICE_INDEX].context
+    cdef io_uring_sqe* sqe
+    cdef uint64_t now_ns
+    if core.stopping:
+        client_service_detach_all(clients)
+        client_service_turn(clients)
+        return False
+    if clients.said_asleep:
+        clients.said_asleep = False
+        if client_service_wake(clients):
+            clients.poll_armed = False     # one-shot: what made the epoll fd readable has fired it
+    if client_service_turn(clients):
+        clients.idle_since_ns = 0
+        return True
+    if clients.spin_ns and clients.clients_used:
+        now_ns = clock_ns()
+        if clients.idle_since_ns == 0:
+            clients.idle_since_ns = now_ns
+        if now_ns - clients.idle_since_ns < clients.spin_ns:
+            return True
+    if client_service_prepare_sleep(clients):
+        return True
+    clients.said_asleep = True
+    if not clients.poll_armed:
+        clients.poll_armed = True
+        sqe = uring_sqe(&core.uring)
+        io_uring_prep_poll_add(sqe, clients.epoll_fd, POLLIN)
+        lu.io_uring_sqe_set_data64(sqe, OPERATION_NONE)
+    return False
+
+
+cdef enum:
+    SERVICE_INDEX = 1
+
+#: Index under which Engine(services=...) must hold a ClientConnections: the ``service`` of install().
+SERVICE_CLIENTS = SERVICE_INDEX
+
+cdef ClientBackend backend
+backend.read_wanted = read_wanted
+backend.write = write
+backend.is_sent = is_sent
+backend.shutdown = shutdown
+backend.close = close
+
+
+cdef class ClientConnections(ServiceObject):
+    """The service that carries the connections of ``clients``; ``install(site=token)`` gives one to its client.
+
+    Goes into ``Engine(services={SERVICE_CLIENTS: ...})``, one per engine, before run(). spin_ns: how long the engine looks at idle rings before
+    it sleeps; 0 where the program has no CPU of its own to answer from.
+    """
+
+    cdef readonly Clients clients
+
+    def __init__(self, clients: Clients, *, spin_ns: int = 0) -> None:
+        self.clients = clients
+        clients.service.backend = &backend
+        clients.service.spin_ns = spin_ns
+        memset(&self.table, 0, sizeof(self.table))
+        self.table.context = clients.service
+        self.table.on_established = on_established
+        self.table.on_data = on_data
+        self.table.on_sent = on_sent
+        self.table.on_end_of_data = on_end_of_data
+        self.table.on_deadline = on_deadline
+        self.table.on_drain = on_drain
+        self.table.on_closed = on_closed
+        self.table.on_turn = on_turn
