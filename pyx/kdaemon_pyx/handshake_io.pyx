@@ -22,7 +22,8 @@ from kdaemon_pyx.libcrypto cimport OPENSSL_cleanse
 from kdaemon_pyx.lifecycle cimport (
     EVENT_KIND_END_OF_FILE, EVENT_KIND_INSTALLED, EVENT_KIND_RECORDS, connection_handle, connection_terminate, event_push, operation_data)
 from kdaemon_pyx.receive cimport hold, receive_held
-from kdaemon_pyx.record cimport RECORD_CIPHERTEXT_MAX, RECORD_HEADER, record_keys_set, suite_key_length
+from kdaemon_pyx.record cimport (
+    CONTENT_APPLICATION_DATA, RECORD_CIPHERTEXT_MAX, RECORD_HEADER, RECORD_PLAINTEXT_MAX, record_keys_set, suite_key_length)
 from kdaemon_pyx.uring cimport uring_sqe
 
 
@@ -52,7 +53,7 @@ cdef uint32_t complete_records(const uint8_t* data, uint32_t length) noexcept no
         if length - position < RECORD_HEADER:
             break
         record = data[position + 3] << 8 | data[position + 4]
-        if record > RECORD_CIPHERTEXT_MAX:
+        if record > (RECORD_CIPHERTEXT_MAX if data[position] == CONTENT_APPLICATION_DATA else RECORD_PLAINTEXT_MAX):
             return length
         if length - position < RECORD_HEADER + record:
             break

@@ -57,9 +57,7 @@ class RecordPeer:
         self.sock.sendall(self.seal(data, content_type))
 
     def seal(self, data: bytes, content_type: int = 23) -> bytes:
-        return b"".join(
-            self.tx.seal(content_type, data[i : i + 16384]) for i in range(0, max(len(data), 1), 16384)
-        )
+        return b"".join(self.tx.seal(content_type, data[i : i + 16384]) for i in range(0, max(len(data), 1), 16384))
 
     def receive_exactly(self, count: int) -> bytes:
         while len(self.buffer) < count:

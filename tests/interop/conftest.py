@@ -1,0 +1,52 @@
+"""One daemon for all bad input of a kind: it must still serve after each of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from support.certificates import Issued
+from support.clients import fetch
+from support.content import pattern
+from support.daemon import HANDSHAKE_DEADLINE_MS, Daemon, serve
+
+
+@pytest.fixture(scope="session")
+def victim_site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`small.txt` (1 KiB) and `sparse.bin` (64 MiB of a hole, larger than any buffer on the way)."""
+    directory = tmp_path_factory.mktemp("site")
+    (directory / "small.txt").write_bytes(pattern(1024))
+    with (directory / "sparse.bin").open("wb") as file:
+        file.truncate(64 << 20)
+    return directory
+
+
+@pytest.fixture(scope="module", params=["off", pytest.param("require", marks=pytest.mark.guest)])
+def victim(
+    request: pytest.FixtureRequest, victim_site: Path, issued: Issued, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Daemon]:
+    """A daemon with one worker and a short handshake deadline, in user mode and, where it can be, in kernel mode.
+
+    At the end it must stop cleanly with every socket given back, as always.
+    """
+    configuration = tmp_path_factory.mktemp("configuration") / "kdaemon.toml"
+    configuration.write_text(f"[deadlines]\nhandshake_ms = {HANDSHAKE_DEADLINE_MS}\n")
+    with serve(
+        victim_site, "--workers", "1", "--ktls", request.param, "--config", str(configuration), issued=issued
+    ) as daemon:
+        yield daemon
+
+
+@pytest.fixture
+def still_serves(victim: Daemon) -> Iterator[Callable[[], None]]:
+    """Asserts that the daemon serves a whole file; does so at the end of the test in any case."""
+    processes = victim.pids
+
+    def check() -> None:
+        response = fetch(victim.address, victim.ca)
+        assert (response.status, response.body, response.truncated) == (200, pattern(1024), False)
+
+    yield check
+    check()
+    assert victim.pids == processes, "a process of the daemon was replaced"
