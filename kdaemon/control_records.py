@@ -4,14 +4,19 @@ The engine hands such a record up together with the connection's secrets. Kept h
 only for connections that ever received such a record.
 """
 
-import time
-from typing import Any
+from __future__ import annotations
 
-from kdaemon_pyx.engine import ConnectionKeys, Engine
+import time
+from typing import TYPE_CHECKING, Any
+
+from kdaemon_pyx.engine import Engine
 
 from kdaemon.tls.constants import ContentType
 from kdaemon.tls.post_handshake import ConnectionSecrets, ControlState, NewKeys, handle_control_record
 from kdaemon.tls.signing import Role
+
+if TYPE_CHECKING:
+    from kdaemon_pyx.engine import ConnectionKeys  # a name of the .pyi only
 
 RX, TX = 0, 1  # directions of Engine.rekey
 
