@@ -87,6 +87,7 @@ class RecordReader:
         self._aead = suite.aead(key)
         self._iv = int.from_bytes(iv, "big")
         self.sequence = 0
+        self._first = False
 
     def leftover(self) -> bytes:
         """Takes what is behind the last record that was read."""
