@@ -1,6 +1,7 @@
 """Builds the Cython engine.
 
-``pyx/`` is a source root, not a package: the import name is ``kdaemon_pyx``, because PyPI's unrelated PyX installs ``pyx``.
+``pyx/`` is a source root, not a package: the import name is ``kdaemon_pyx``, because PyPI's unrelated PyX
+installs ``pyx``.
 ``KDAEMON_SANITIZE=address`` builds the extensions with AddressSanitizer, ``KDAEMON_DEBUG=1`` with assertions and -O1.
 """
 
@@ -41,7 +42,11 @@ for extension in extensions:
 setup(
     packages=["kdaemon", "kdaemon.tls", "libtls", "kdaemon_pyx"],
     package_dir={"kdaemon_pyx": "pyx/kdaemon_pyx"},
-    package_data={"kdaemon": ["py.typed"], "libtls": ["py.typed"], "kdaemon_pyx": ["*.pxd", "*.pyi", "*.h", "py.typed"]},
+    package_data={
+        "kdaemon": ["py.typed"],
+        "libtls": ["py.typed"],
+        "kdaemon_pyx": ["*.pxd", "*.pyi", "*.h", "py.typed"],
+    },
     ext_modules=cythonize(
         extensions,
         include_path=["pyx"],
