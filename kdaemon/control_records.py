@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from kdaemon_pyx.engine import Engine
 
 from kdaemon.tls.constants import ContentType
-from kdaemon.tls.post_handshake import ConnectionSecrets, ControlState, NewKeys, handle_control_record
+from kdaemon.tls.post_handshake import ConnectionSecrets, ControlState, NewKeys, handle_control_record, start_key_update
 from kdaemon.tls.signing import Role
 
 if TYPE_CHECKING:
@@ -53,6 +53,13 @@ class ControlRecords:
             self._engine.send_control(connection, ContentType.HANDSHAKE, reaction.messages)
         if reaction.tx is not None:
             self._rekey(connection, TX, reaction.tx)
+
+    def key_limit(self, connection: int, keys: ConnectionKeys) -> None:
+        """Our sending key nears its AEAD limit (RFC 8446, section 5.5): a KeyUpdate, and new keys behind it."""
+        reaction = start_key_update(ConnectionSecrets(*keys))
+        assert reaction.tx is not None
+        self._engine.send_control(connection, ContentType.HANDSHAKE, reaction.messages)
+        self._rekey(connection, TX, reaction.tx)
 
     def rekeyed(self, connection: int, direction: int, error: int) -> None:
         """The engine has the new keys; or the kernel cannot take them, and it ends the connection in an orderly way."""

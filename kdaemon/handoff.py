@@ -5,9 +5,11 @@ negotiates only such suites and lets no connection go another way, `off` never a
 and commits; this module says what it is given. Which service and site: by ALPN and by server name.
 """
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from kdaemon_pyx import http_config
 from kdaemon_pyx.engine import Engine
 
 from kdaemon.config import Config, RecordLayerPolicy, Site
@@ -60,6 +62,17 @@ class ConnectionPolicy:
             service=SERVICES[established.alpn],
             site=self.site(established.server_name),
         )
+
+
+def open_sites(config: Config) -> list[http_config.Site]:
+    """The sites as the file service takes them, in the order of ConnectionPolicy.site(); the caller owns their fds.
+
+    Raises OSError when a folder cannot be opened.
+    """
+    return [
+        http_config.Site(os.open(site.root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC), names=site.names)
+        for site in config.site
+    ]
 
 
 def engine_record_layer(config: Config, ktls: KtlsFacts) -> RecordLayerPolicy:

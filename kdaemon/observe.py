@@ -25,11 +25,29 @@ def configure_logging(log: Log, process: str) -> None:
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[log.level.upper()]),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=_LineLogger,
         cache_logger_on_first_use=False,
     )
     structlog.contextvars.clear_contextvars()
     structlog.contextvars.bind_contextvars(process=process)
+
+
+class _LineLogger:
+    """Writes a line to standard error with one write(2), so that lines of several processes do not mix.
+
+    Whatever becomes of standard error (a closed pipe, a full disk), the daemon goes on.
+    """
+
+    def __init__(self, *_: object) -> None:
+        pass
+
+    def msg(self, line: str) -> None:
+        try:
+            os.write(2, line.encode(errors="replace") + b"\n")
+        except OSError:
+            pass
+
+    debug = info = warning = error = msg
 
 
 class KeyLogFile:

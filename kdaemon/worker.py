@@ -17,13 +17,14 @@ from typing import Any
 
 from kdaemon_pyx import engine as events
 from kdaemon_pyx.engine import Engine
+from kdaemon_pyx.file_service import FileService
 
 from kdaemon import process
 from kdaemon.channel import Channel, Message
 from kdaemon.config import Config, from_mapping
 from kdaemon.control_records import ControlRecords
 from kdaemon.credential_store import CredentialStore
-from kdaemon.handoff import ConnectionPolicy, KtlsFacts, engine_record_layer, server_config
+from kdaemon.handoff import ConnectionPolicy, KtlsFacts, engine_record_layer, open_sites, server_config
 from kdaemon.handshake_driver import HandshakeDriver
 from kdaemon.key_client import KeyChannel, KeyClient
 from kdaemon.key_protocol import TicketKey
@@ -93,7 +94,10 @@ class Worker:
 
     def _start_engine(self) -> None:
         deadlines = self._config.deadlines
+        # Owner of the roots: this process, as long as the engine's file service is
+        self._file_service = FileService(open_sites(self._config))
         self._engine = Engine(
+            file_service=self._file_service,
             cpu=self._cpu,
             connections_max=self._config.limits.connections_max,
             record_layer=engine_record_layer(self._config, self._ktls),
@@ -146,6 +150,8 @@ class Worker:
                 driver.end_of_file(event[1])
             elif kind == events.EVENT_REKEYED:
                 self._control_records.rekeyed(event[1], event[2], event[3])
+            elif kind == events.EVENT_KEY_LIMIT:
+                self._control_records.key_limit(event[1], event[2])
             elif kind == events.EVENT_ACCEPT_PAUSED:
                 self._log.warning(
                     "accept paused", problem=os.strerror(event[2]), remedy="raise the limit of open files"
@@ -157,7 +163,9 @@ class Worker:
                 self._leaving = True
 
     def _installed(self, backend: str, reason: str) -> None:
-        """Tells each reason for a record layer once."""
+        """Counts the reasons for a record layer and tells each once."""
+        if self._config.ktls == "auto" and not self._ktls.available:
+            reason = self._ktls.reason  # the engine knows only that it was told not to try
         if (backend, reason) not in self._backends:
             self._log.info("record layer", backend=backend, reason=reason)
         self._backends[backend, reason] = self._backends.get((backend, reason), 0) + 1
@@ -267,6 +275,7 @@ class Worker:
             "bytes_in": counters["bytes_in"],
             "bytes_out": counters["bytes_out"],
             "engine": counters,
+            "files": dict(self._file_service.counters()),
             "clients": [],
         }
 

@@ -68,14 +68,15 @@ def test_a_200_mb_download_is_finished_before_the_end(site: Path, issued: Issued
                 assert control(daemon, "drain").returncode == 0
             else:
                 daemon.signal(getattr(signal, how))
-            with pytest.raises(EOFError):
-                idle.get()  # a connection that waits for nothing is closed in an orderly way
+            assert idle.socket.recv(1) == b"", "a connection that waits for nothing is closed in an orderly way"
 
         def refused() -> bool:
             try:
                 socket.create_connection(daemon.address, DEADLINE_S).close()
             except ConnectionRefusedError:
                 return True
+            except ConnectionResetError:
+                pass  # it was in the queue of the socket as that was closed
             return False
 
         eventually(refused, "new connections are refused while the download goes on")
