@@ -73,6 +73,7 @@ ctypedef enum Operation:
     OPERATION_RECEIVE              # RECV into a provided buffer
     OPERATION_RECEIVE_EXACT        # RECV of the rest of a record into the held ciphertext (kernel layer, leftover)
     OPERATION_RECEIVE_MESSAGE      # RECVMSG with control buffer: a record that is not application data
+    OPERATION_HANGUP               # POLL for the peer's FIN, where the kernel's record layer cannot read any more
     OPERATION_SEND
     OPERATION_SEND_CONTROL         # SENDMSG with a record type
     OPERATION_FILE_READ
@@ -166,6 +167,7 @@ cdef struct Connection:
     uint8_t resume                 # offer pending input again
     uint8_t want_more              # the service left input because it is incomplete, not because it is busy
     uint8_t discarding             # lingering: input is thrown away
+    uint8_t receive_broken         # kernel layer: a bad record; nothing can be read behind it
     uint8_t heard                  # the peer has sent something
 
     # send side

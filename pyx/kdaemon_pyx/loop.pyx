@@ -16,7 +16,7 @@ from kdaemon_pyx.connection cimport connection_advance, connection_expired
 from kdaemon_pyx.core cimport (
     CLOSE_CONTROL, CLOSE_DRAIN, CLOSE_DRAIN_DEADLINE, CLOSE_RESOURCES, CONNECTION_CLOSING, CONNECTION_ESTABLISHED,
     CONNECTION_HANDSHAKE, ITEM_CONTROL, ITEM_RAW, ITEM_REKEY, OPERATION_ACCEPT, OPERATION_CLOSE, OPERATION_FILE_READ,
-    OPERATION_MASK, OPERATION_NONE, OPERATION_RECEIVE, OPERATION_RECEIVE_EXACT, OPERATION_RECEIVE_MESSAGE, OPERATION_SEND,
+    OPERATION_HANGUP, OPERATION_MASK, OPERATION_NONE, OPERATION_RECEIVE, OPERATION_RECEIVE_EXACT, OPERATION_RECEIVE_MESSAGE, OPERATION_SEND,
     OPERATION_SEND_CONTROL, OPERATION_SIGNAL, OPERATION_WAKE, RECORD_LAYER_KERNEL, SERVICES_MAX, Connection, Core,
     KeyMaterial, Listener)
 from kdaemon_pyx.file_range cimport file_range_read_done
@@ -26,7 +26,7 @@ from kdaemon_pyx.lifecycle cimport (
     EVENT_KIND_DRAINED, EVENT_KIND_REKEYED, connection_closed, connection_find, connection_handle, connection_mark, connection_terminate,
     event_push)
 from kdaemon_pyx.liburing cimport io_uring_cqe, io_uring_sqe
-from kdaemon_pyx.receive cimport receive_data_done, receive_exact_done, receive_held, receive_message_done
+from kdaemon_pyx.receive cimport receive_data_done, receive_exact_done, receive_hangup_done, receive_held, receive_message_done
 from kdaemon_pyx.record cimport CONTENT_ALERT, record_keys_set
 from kdaemon_pyx.spsc cimport Message, message_free, queue_empty, queue_pop
 from kdaemon_pyx.timers cimport (
@@ -280,6 +280,8 @@ cdef void completed(Core* core, uint64_t user_data, int32_t result, uint32_t fla
         transmit_control_done(c, result)
     elif operation == OPERATION_RECEIVE_EXACT:
         receive_exact_done(c, result)
+    elif operation == OPERATION_HANGUP:
+        receive_hangup_done(c)
     elif operation == OPERATION_CLOSE:
         connection_closed(c)
         if core.descriptors_short:

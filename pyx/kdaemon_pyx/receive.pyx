@@ -11,7 +11,7 @@ Records that are not application data go up to the control thread, except close_
 nothing is opened until rekey(): it is under the next key.
 """
 
-from libc.errno cimport EAGAIN, EBADMSG, EINTR, EIO, EMSGSIZE, ENOBUFS, ENOMEM, EPROTO
+from libc.errno cimport EAGAIN, EBADMSG, EINTR, EINVAL, EIO, EMSGSIZE, ENOBUFS, ENOMEM, EPROTO
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memcpy, memmove
@@ -20,7 +20,7 @@ from kdaemon_pyx cimport liburing as lu
 from kdaemon_pyx.buffers cimport BUFFER_LARGE, BUFFER_SMALL, Buffer, pool_give, pool_take
 from kdaemon_pyx.core cimport (
     CLOSE_KEY_UPDATE, CLOSE_LIMIT, CLOSE_RECORD, CLOSE_RESET, CLOSE_RESOURCES, CLOSE_SERVICE, CONNECTION_CLOSING, CONNECTION_ESTABLISHED,
-    OPERATION_RECEIVE, OPERATION_RECEIVE_EXACT, OPERATION_RECEIVE_MESSAGE, RECORD_LAYER_KERNEL, RECORD_LAYER_USER, CloseReason, Connection,
+    OPERATION_HANGUP, OPERATION_RECEIVE, OPERATION_RECEIVE_EXACT, OPERATION_RECEIVE_MESSAGE, RECORD_LAYER_KERNEL, RECORD_LAYER_USER, CloseReason, Connection,
     ControlMessage)
 from kdaemon_pyx.ktls cimport KTLS_RX, ktls_control_prepare_receive, ktls_control_type, ktls_set_keys
 from kdaemon_pyx.libcrypto cimport OPENSSL_cleanse
@@ -35,6 +35,19 @@ from kdaemon_pyx.uring cimport uring_sqe
 
 cdef extern from "<errno.h>" nogil:
     int EKEYEXPIRED
+
+cdef extern from "<poll.h>" nogil:
+    """
+    #ifndef POLLRDHUP
+    #define POLLRDHUP 0x2000
+    #endif
+    """
+    unsigned POLLRDHUP
+
+cdef extern from "<sys/socket.h>" nogil:
+    int SOL_SOCKET
+    int SO_ERROR
+    int getsockopt(int fd, int level, int name, void* value, unsigned int* length)
 
 cdef enum:
     # Records that carry no application data cost budget; a second gives one back. What spends faster loses its connection.
@@ -98,6 +111,9 @@ cdef void deliver(Connection* c, const uint8_t* data, uint32_t length) noexcept 
     cdef int64_t consumed
     c.core.counters.bytes_in += length
     if c.discarding:
+        return
+    if c.fragment != NULL:
+        fail(c, CLOSE_RECORD, ALERT_UNEXPECTED_MESSAGE, EPROTO)    # inside a handshake message that came in pieces
         return
     if c.input != NULL:
         if keep(c, data, length) == 0 and c.want_more:
@@ -259,8 +275,6 @@ cdef uint32_t open_records(Connection* c, uint8_t* data, uint32_t length) noexce
             return length
         if content_type != CONTENT_APPLICATION_DATA:
             control_record(c, content_type, data + position + RECORD_HEADER, <uint32_t>plaintext)
-        elif c.fragment != NULL:
-            fail(c, CLOSE_RECORD, ALERT_UNEXPECTED_MESSAGE, EPROTO)
         elif plaintext:
             deliver(c, data + position + RECORD_HEADER, <uint32_t>plaintext)
         else:
@@ -371,6 +385,14 @@ cdef void receive_arm(Connection* c) noexcept nogil:
     cdef uint32_t rest
     if c.receiving or c.end_of_file or c.state == CONNECTION_CLOSING:
         return
+    if c.receive_broken:
+        if c.finishing == 3:
+            sqe = uring_sqe(&c.core.uring)
+            lu.io_uring_prep_poll_add(sqe, c.fd, POLLRDHUP)
+            lu.io_uring_sqe_set_data64(sqe, operation_data(c, OPERATION_HANGUP))
+            c.operations += 1
+            c.receiving = 1
+        return
     if c.message_pending:
         receive_message(c)
         return
@@ -426,6 +448,8 @@ cdef void receive_message(Connection* c) noexcept nogil:
 
 cdef bint ended(Connection* c, int32_t result) noexcept nogil:
     """Common to all receive completions: True if there is no data to look at."""
+    cdef int pending = 0
+    cdef unsigned int length = sizeof(pending)
     c.receiving = 0
     if c.state == CONNECTION_CLOSING:
         return True
@@ -437,7 +461,11 @@ cdef bint ended(Connection* c, int32_t result) noexcept nogil:
         c.socket_nonempty = 1                      # armed again by the next advance
     elif result == -EIO and c.record_layer == RECORD_LAYER_KERNEL:
         c.message_pending = 1
-    elif result == -EBADMSG or result == -EMSGSIZE or result == -EPROTO:
+    elif result == -EBADMSG or result == -EMSGSIZE or result == -EPROTO or result == -EINVAL:
+        # The kernel's record layer reads nothing behind a bad record, and leaves the error on the socket, where it
+        # would hit the alert: take it off.
+        c.receive_broken = 1
+        getsockopt(c.fd, SOL_SOCKET, SO_ERROR, &pending, &length)
         if c.finishing:
             connection_terminate(c, CLOSE_RECORD, -result)
         else:
@@ -486,3 +514,9 @@ cdef void receive_message_done(Connection* c, int32_t result) noexcept nogil:
         control_record(c, content_type, message.data, <uint32_t>result)
     pool_give(&c.core.pool, c.control_receive)
     c.control_receive = NULL
+
+
+cdef void receive_hangup_done(Connection* c) noexcept nogil:
+    """Completion of HANGUP: the peer has closed its side (or the wait was cancelled)."""
+    c.receiving = 0
+    c.end_of_file = 1

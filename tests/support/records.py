@@ -108,6 +108,7 @@ class RunningEngine:
 
     def __init__(self, **arguments: object) -> None:
         self.engine = Engine(**arguments)  # type: ignore[arg-type]
+        self.layer = "off"
         self.error: OSError | None = None
         self.thread = threading.Thread(target=self._run, name="engine")
         self.thread.start()
