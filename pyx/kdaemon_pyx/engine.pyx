@@ -68,6 +68,10 @@ EVENT_REKEYED = EVENT_KIND_REKEYED
 EVENT_KEY_LIMIT = EVENT_KIND_KEY_LIMIT
 EVENT_CONNECTED = EVENT_KIND_CONNECTED
 
+# Names of the types in engine.pyi, for those who import them at run time.
+Event = tuple
+ConnectionKeys = tuple
+
 CLOSE_REASONS = (
     "peer", "service", "control", "truncated", "reset", "deadline", "record", "key_update", "limit", "file", "drain", "drain_deadline",
     "resources")

@@ -7,29 +7,28 @@ Kernel record layer: plaintext arrives in a provided buffer. RECV answers EIO wh
 control buffer then reads that record. Ciphertext that came in before TLS_RX could be set is opened here: a partial record is completed by
 receiving exactly its rest, so that the kernel starts at a record boundary (DESIGN invariant 1).
 
-Records that are not application data go up to the control thread, except close_notify. Handshake messages go up whole. Behind a KeyUpdate
-nothing is opened until rekey(): it is under the next key.
+Records that are not application data are control_records.pyx's.
 """
 
 from libc.errno cimport EAGAIN, EBADMSG, EINTR, EINVAL, EIO, EMSGSIZE, ENOBUFS, ENOMEM, EPROTO
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
-from libc.stdlib cimport free, malloc, realloc
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t
+from libc.stdlib cimport free
 from libc.string cimport memcpy, memmove
 
 from kdaemon_pyx cimport liburing as lu
 from kdaemon_pyx.buffers cimport BUFFER_LARGE, BUFFER_SMALL, Buffer, pool_give, pool_take
+from kdaemon_pyx.control_records cimport control_flooded, control_record, violation
 from kdaemon_pyx.core cimport (
-    CLOSE_KEY_UPDATE, CLOSE_LIMIT, CLOSE_RECORD, CLOSE_RESET, CLOSE_RESOURCES, CLOSE_SERVICE, CONNECTION_CLOSING, CONNECTION_ESTABLISHED,
-    OPERATION_HANGUP, OPERATION_RECEIVE, OPERATION_RECEIVE_EXACT, OPERATION_RECEIVE_MESSAGE, RECORD_LAYER_KERNEL, RECORD_LAYER_USER, CloseReason, Connection,
+    CLOSE_RECORD, CLOSE_RESET, CLOSE_RESOURCES, CLOSE_SERVICE, CONNECTION_CLOSING, CONNECTION_ESTABLISHED,
+    OPERATION_HANGUP, OPERATION_RECEIVE, OPERATION_RECEIVE_EXACT, OPERATION_RECEIVE_MESSAGE, RECORD_LAYER_KERNEL, RECORD_LAYER_USER, Connection,
     ControlMessage)
 from kdaemon_pyx.ktls cimport KTLS_RX, ktls_control_prepare_receive, ktls_control_type, ktls_set_keys
 from kdaemon_pyx.libcrypto cimport OPENSSL_cleanse
-from kdaemon_pyx.lifecycle cimport (
-    EVENT_KIND_CONTROL_RECORD, connection_terminate, event_push_keys, operation_data)
+from kdaemon_pyx.lifecycle cimport connection_terminate, operation_data
 from kdaemon_pyx.record cimport (
-    ALERT_CLOSE_NOTIFY, ALERT_UNEXPECTED_MESSAGE, CONTENT_ALERT, CONTENT_APPLICATION_DATA, CONTENT_HANDSHAKE, RECORD_CIPHERTEXT_MAX,
+    ALERT_UNEXPECTED_MESSAGE, CONTENT_APPLICATION_DATA, RECORD_CIPHERTEXT_MAX,
     RECORD_HEADER, record_alert, record_keys_clear, record_open)
-from kdaemon_pyx.transmit cimport transmit_alert, transmit_discard, transmit_idle
+from kdaemon_pyx.transmit cimport transmit_idle
 from kdaemon_pyx.uring cimport uring_sqe
 
 
@@ -48,27 +47,6 @@ cdef extern from "<sys/socket.h>" nogil:
     int SOL_SOCKET
     int SO_ERROR
     int getsockopt(int fd, int level, int name, void* value, unsigned int* length)
-
-cdef enum:
-    # Records that carry no application data cost budget; a second gives one back. What spends faster loses its connection.
-    FLOOD_BURST = 64
-    # Reassembled post-handshake messages: a ticket is 64 KB at most, everything else is tiny (RFC 8446 section 4.6).
-    FRAGMENT_MAX = 131072
-    HANDSHAKE_KEY_UPDATE = 24
-    HANDSHAKE_HEADER = 4
-
-
-cdef void fail(Connection* c, CloseReason reason, int alert, int error) noexcept nogil:
-    """A protocol violation: fatal alert, then the end. Nothing of the service is sent any more."""
-    if c.finishing or c.file_reading:
-        connection_terminate(c, reason, error)
-        return
-    transmit_discard(c)
-    transmit_alert(c, <uint8_t>alert)
-    c.finishing = 1
-    c.discarding = 1
-    c.close_reason = <uint8_t>reason
-    c.close_errno = error
 
 
 # --- plaintext to the service -------------------------------------------------------------------------------------------
@@ -113,7 +91,7 @@ cdef void deliver(Connection* c, const uint8_t* data, uint32_t length) noexcept 
     if c.discarding:
         return
     if c.fragment != NULL:
-        fail(c, CLOSE_RECORD, ALERT_UNEXPECTED_MESSAGE, EPROTO)    # inside a handshake message that came in pieces
+        violation(c, CLOSE_RECORD, ALERT_UNEXPECTED_MESSAGE, EPROTO)    # inside a handshake message that came in pieces
         return
     if c.input != NULL:
         if keep(c, data, length) == 0 and c.want_more:
@@ -149,104 +127,6 @@ cdef void receive_offer(Connection* c) noexcept nogil:
         c.want_more = transmit_idle(c)
 
 
-# --- records that are not application data ------------------------------------------------------------------------------
-
-cdef bint flooded(Connection* c) noexcept nogil:
-    """Takes one from the flood budget; True when it is spent (the connection ends)."""
-    cdef uint64_t seconds = (c.core.now_ns - c.flood_ns) // 1000000000
-    if seconds:
-        c.flood = c.flood - <uint32_t>seconds if c.flood > seconds else 0
-        c.flood_ns = c.core.now_ns
-    c.flood += 1
-    if c.flood <= FLOOD_BURST:
-        return False
-    fail(c, CLOSE_LIMIT, ALERT_UNEXPECTED_MESSAGE, 0)
-    return True
-
-
-cdef void hand_up(Connection* c, int32_t content_type, const uint8_t* data, uint32_t length) noexcept nogil:
-    c.core.counters.control_records += 1
-    event_push_keys(c, EVENT_KIND_CONTROL_RECORD, content_type, data, length)
-
-
-cdef uint32_t whole_messages(Connection* c, const uint8_t* data, uint32_t length) noexcept nogil:
-    """Bytes of the complete handshake messages at ``data``. A KeyUpdate among them stops the receive side."""
-    cdef uint32_t position = 0
-    cdef uint32_t message
-    while length - position >= HANDSHAKE_HEADER:
-        message = HANDSHAKE_HEADER + (data[position + 1] << 16 | data[position + 2] << 8 | data[position + 3])
-        if message > length - position:
-            break
-        if data[position] == HANDSHAKE_KEY_UPDATE:
-            c.rekey_pending = 1
-        position += message
-    return position
-
-
-cdef void handshake_messages(Connection* c, const uint8_t* data, uint32_t length) noexcept nogil:
-    """Collects post-handshake messages, which may be cut across records (RFC 8446 section 5.1), and hands whole ones up."""
-    cdef uint8_t* joined
-    cdef uint32_t whole
-    if c.fragment != NULL:
-        if c.fragment_length + length > FRAGMENT_MAX:
-            fail(c, CLOSE_LIMIT, ALERT_UNEXPECTED_MESSAGE, EMSGSIZE)
-            return
-        joined = <uint8_t*>realloc(c.fragment, c.fragment_length + length)
-        if joined == NULL:
-            connection_terminate(c, CLOSE_RESOURCES, ENOMEM)
-            return
-        c.fragment = joined
-        memcpy(c.fragment + c.fragment_length, data, length)
-        c.fragment_length += length
-        data = c.fragment
-        length = c.fragment_length
-    whole = whole_messages(c, data, length)
-    if whole:
-        hand_up(c, CONTENT_HANDSHAKE, data, whole)
-        if c.rekey_pending and c.record_layer == RECORD_LAYER_KERNEL and not c.receive_keys_pending and not c.core.ktls_rekey:
-            # Before Linux 6.14 the next record cannot be read: what is being sent is finished, then close_notify.
-            c.discarding = 1
-            if not c.finishing:
-                c.finishing = 1
-                c.close_reason = CLOSE_KEY_UPDATE
-    if whole == length:
-        free(c.fragment)
-        c.fragment = NULL
-        c.fragment_length = 0
-        return
-    if c.rekey_pending:
-        # A KeyUpdate is the last message under its key (section 5.1: no message spans a key change).
-        fail(c, CLOSE_RECORD, ALERT_UNEXPECTED_MESSAGE, EPROTO)
-        return
-    if c.fragment == NULL:
-        c.fragment = <uint8_t*>malloc(length - whole)
-        if c.fragment == NULL:
-            connection_terminate(c, CLOSE_RESOURCES, ENOMEM)
-            return
-        memcpy(c.fragment, data + whole, length - whole)
-    else:
-        memmove(c.fragment, c.fragment + whole, length - whole)
-    c.fragment_length = length - whole
-
-
-cdef void control_record(Connection* c, int content_type, const uint8_t* data, uint32_t length) noexcept nogil:
-    if c.discarding and not (content_type == CONTENT_ALERT and length == 2 and data[1] == ALERT_CLOSE_NOTIFY):
-        return
-    if flooded(c):
-        return
-    if c.fragment != NULL and content_type != CONTENT_HANDSHAKE:
-        fail(c, CLOSE_RECORD, ALERT_UNEXPECTED_MESSAGE, EPROTO)    # nothing may come between the parts of a message
-    elif content_type == CONTENT_ALERT and length == 2:
-        if data[1] == ALERT_CLOSE_NOTIFY:
-            c.end_of_data = 1
-        else:
-            hand_up(c, content_type, data, length)
-    elif content_type == CONTENT_HANDSHAKE and length:
-        handshake_messages(c, data, length)
-    else:
-        fail(c, CLOSE_RECORD, ALERT_UNEXPECTED_MESSAGE, EPROTO)
-
-
 # --- ciphertext -----------------------------------------------------------------------------------------------------------
 
 cdef bint paused(Connection* c) noexcept nogil:
@@ -271,14 +151,14 @@ cdef uint32_t open_records(Connection* c, uint8_t* data, uint32_t length) noexce
             if c.finishing:
                 connection_terminate(c, CLOSE_RECORD, <int32_t>-plaintext)
             else:
-                fail(c, CLOSE_RECORD, record_alert(<int>plaintext), <int>-plaintext)
+                violation(c, CLOSE_RECORD, record_alert(<int>plaintext), <int>-plaintext)
             return length
         if content_type != CONTENT_APPLICATION_DATA:
             control_record(c, content_type, data + position + RECORD_HEADER, <uint32_t>plaintext)
         elif plaintext:
             deliver(c, data + position + RECORD_HEADER, <uint32_t>plaintext)
         else:
-            flooded(c)
+            control_flooded(c)
         position += record
         if c.discarding and c.finishing:
             return length                          # nothing that follows matters to anyone
@@ -469,7 +349,7 @@ cdef bint ended(Connection* c, int32_t result) noexcept nogil:
         if c.finishing:
             connection_terminate(c, CLOSE_RECORD, -result)
         else:
-            fail(c, CLOSE_RECORD, record_alert(result), -result)
+            violation(c, CLOSE_RECORD, record_alert(result), -result)
     elif result == -EKEYEXPIRED:
         c.rekey_pending = 1
     else:
