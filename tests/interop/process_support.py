@@ -87,6 +87,17 @@ def kill_and_wait(pid: int) -> None:
         os.close(pidfd)
 
 
+def stop_and_wait(pid: int) -> None:
+    """SIGSTOP, and all threads standing still."""
+    os.kill(pid, signal.SIGSTOP)
+
+    def stopped() -> bool:
+        tasks = Path(f"/proc/{pid}/task").iterdir()
+        return all((task / "stat").read_text().rpartition(")")[2].split()[0] == "T" for task in tasks)
+
+    eventually(stopped, f"{pid} has stopped")
+
+
 def restarted(daemon: Daemon, role: str, before: int) -> int:
     """Kills nothing: waits until another process has the role and, for a worker, answers. Returns its pid."""
 

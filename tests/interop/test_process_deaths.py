@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import socket
 import ssl
 import threading
@@ -12,7 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from interop.process_support import Connection, facts, kill_and_wait, pid_of, restarted, workers
+from interop.process_support import Connection, facts, kill_and_wait, pid_of, restarted, stop_and_wait, workers
 from support.daemon import Daemon, serve
 from support.waiting import DEADLINE_S, eventually
 
@@ -44,7 +42,7 @@ def test_a_killed_worker_costs_only_its_own_connections(daemon: Daemon, connecti
 def test_connections_queued_while_the_worker_is_replaced_are_served(kdaemon: Serve) -> None:
     daemon = kdaemon("--workers", "1")
     pid = pid_of(daemon, "worker")
-    os.kill(pid, signal.SIGSTOP)
+    stop_and_wait(pid)
     with ExitStack() as stack:
         queued = [stack.enter_context(socket.create_connection(daemon.address, DEADLINE_S)) for _ in range(20)]
         kill_and_wait(pid)
@@ -76,7 +74,7 @@ def test_a_killed_zygote_costs_nothing_and_its_successor_forks(daemon: Daemon, c
 
 def test_a_worker_that_dies_while_there_is_no_zygote_is_replaced_too(daemon: Daemon) -> None:
     zygote, worker = pid_of(daemon, "zygote"), pid_of(daemon, "worker")
-    os.kill(zygote, signal.SIGSTOP)  # asked to fork, it never will
+    stop_and_wait(zygote)  # asked to fork, it never will
     kill_and_wait(worker)
     kill_and_wait(zygote)
     restarted(daemon, "worker", worker)
@@ -84,7 +82,7 @@ def test_a_worker_that_dies_while_there_is_no_zygote_is_replaced_too(daemon: Dae
 
 def test_a_killed_keymgr_costs_a_delay(daemon: Daemon, connections: list[Connection]) -> None:
     before = pid_of(daemon, "keymgr")
-    os.kill(before, signal.SIGSTOP)
+    stop_and_wait(before)
     results: list[bool] = []
 
     def connect() -> None:
