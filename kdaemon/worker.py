@@ -18,6 +18,7 @@ from typing import Any
 from kdaemon_pyx import engine as events
 from kdaemon_pyx.engine import Engine
 from kdaemon_pyx.file_service import FileService
+from kdaemon_pyx.hkdf import hmac_digest
 
 from kdaemon import process
 from kdaemon.channel import Channel, Message
@@ -29,6 +30,7 @@ from kdaemon.handshake_driver import HandshakeDriver
 from kdaemon.key_client import KeyChannel, KeyClient
 from kdaemon.key_protocol import TicketKey
 from kdaemon.observe import KeyLogFile, configure_logging, get_logger
+from kdaemon.tls import key_schedule
 
 ORPHAN_DEADLINE_MS = 500  # what connections get when the supervisor is gone
 ORPHAN_KILL_S = 5  # and when the kernel ends what has not ended by then
@@ -311,4 +313,5 @@ def main(supervisor: Channel, index: int, supervisor_pid: int) -> int:
     process.set_name(f"kdaemon-wrk-{index}")
     process.harden()
     process.die_with_parent(supervisor_pid, signal.SIGTERM)
+    key_schedule.use_hmac(hmac_digest)
     return Worker(supervisor, index).run()

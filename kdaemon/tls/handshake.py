@@ -173,9 +173,9 @@ class Handshake:
         self._guard(self._receive, data)
 
     def data_to_send(self) -> bytes:
-        """Takes the records made so far, in order."""
+        """Takes the records made so far, in order. Nothing while a signature is awaited: a flight leaves as a whole."""
         out = self._out
-        if not out:
+        if not out or self._sign_request is not None:
             return b""
         data = out[0] if len(out) == 1 else b"".join(out)
         self._out = []

@@ -1,9 +1,8 @@
 """The TLS 1.3 key schedule (RFC 8446 §7), as stages that offer only the derivations that are legal at that point.
 
-``EarlyStage`` -> ``HandshakeStage`` -> ``MasterStage``; each is made from the one before. HKDF is one-shot
-``hmac.digest`` over HkdfLabel bytes that are prepared once per hash: no output is longer than its hash, so Expand is a
-single HMAC (exporters excepted). Secrets are plain ``bytes`` held by their owner; nothing here keeps them, and no repr
-shows them.
+``EarlyStage`` -> ``HandshakeStage`` -> ``MasterStage``; each is made from the one before. HKDF is one-shot HMAC over
+HkdfLabel bytes that are prepared once per hash: no output is longer than its hash, so Expand is one HMAC (but for
+exporters). Secrets are plain ``bytes`` held by their owner; nothing here keeps them, and no repr shows them.
 """
 
 import hashlib
@@ -24,6 +23,20 @@ class Aead(Protocol):
 
     def encrypt(self, nonce: bytes, data: bytes, associated_data: bytes | None) -> bytes: ...
     def decrypt(self, nonce: bytes, data: bytes, associated_data: bytes | None) -> bytes: ...
+
+
+HmacDigest = Callable[[bytes, bytes, str], bytes]
+_hmac_digest: HmacDigest = hmac.digest
+
+
+def use_hmac(function: HmacDigest) -> None:
+    """Derives with ``function`` instead of ``hmac.digest`` from now on, in the whole process.
+
+    (key, message, "sha256" or "sha384") -> digest. A handshake takes two dozen HMACs over some fifty bytes each, for
+    which the general call spends most of its time preparing; whoever runs many handshakes has a leaner one.
+    """
+    global _hmac_digest  # noqa: PLW0603 - one primitive for the process, chosen at its start
+    _hmac_digest = function
 
 
 def _label_prefix(label: bytes, length: int, context_size: int) -> bytes:
@@ -75,8 +88,8 @@ class HashParameters:
         self.resumption_binder = _label_prefix(b"res binder", size, size) + self.empty_hash + b"\x01"
         self.finished = _label_prefix(b"finished", size, 0) + b"\x01"
         self.traffic_update = _label_prefix(b"traffic upd", size, 0) + b"\x01"
-        self.early_no_psk = hmac.digest(self.zeros, self.zeros, name)
-        self.early_derived = hmac.digest(self.early_no_psk, self.derived, name)
+        self.early_no_psk = _hmac_digest(self.zeros, self.zeros, name)
+        self.early_derived = _hmac_digest(self.early_no_psk, self.derived, name)
 
 
 class SuiteParameters:
@@ -118,20 +131,20 @@ class EarlyStage:
 
     def __init__(self, hash_: HashParameters, psk: bytes | None = None) -> None:
         self._hash = hash_
-        self._secret = None if psk is None else hmac.digest(hash_.zeros, psk, hash_.name)
+        self._secret = None if psk is None else _hmac_digest(hash_.zeros, psk, hash_.name)
 
     def binder_key(self, external: bool) -> bytes:
         """binder_key of the PSK (RFC 8446 §7.1); only a stage made from a PSK has one."""
         if self._secret is None:
             raise ValueError("an early stage without a PSK has no binder key")
         label = self._hash.external_binder if external else self._hash.resumption_binder
-        return hmac.digest(self._secret, label, self._hash.name)
+        return _hmac_digest(self._secret, label, self._hash.name)
 
     def handshake_stage(self, shared_secret: bytes) -> "HandshakeStage":
         """Goes on with the (EC)DHE or hybrid secret."""
         hash_ = self._hash
-        derived = hash_.early_derived if self._secret is None else hmac.digest(self._secret, hash_.derived, hash_.name)
-        return HandshakeStage(hash_, hmac.digest(derived, shared_secret, hash_.name))
+        derived = hash_.early_derived if self._secret is None else _hmac_digest(self._secret, hash_.derived, hash_.name)
+        return HandshakeStage(hash_, _hmac_digest(derived, shared_secret, hash_.name))
 
 
 class HandshakeStage:
@@ -145,17 +158,17 @@ class HandshakeStage:
 
     def client_traffic_secret(self, transcript_hash: bytes) -> bytes:
         """client_handshake_traffic_secret."""
-        return hmac.digest(self._secret, self._hash.client_handshake + transcript_hash + b"\x01", self._hash.name)
+        return _hmac_digest(self._secret, self._hash.client_handshake + transcript_hash + b"\x01", self._hash.name)
 
     def server_traffic_secret(self, transcript_hash: bytes) -> bytes:
         """server_handshake_traffic_secret."""
-        return hmac.digest(self._secret, self._hash.server_handshake + transcript_hash + b"\x01", self._hash.name)
+        return _hmac_digest(self._secret, self._hash.server_handshake + transcript_hash + b"\x01", self._hash.name)
 
     def master_stage(self) -> "MasterStage":
         """Goes on to the Master Secret."""
         hash_ = self._hash
-        derived = hmac.digest(self._secret, hash_.derived, hash_.name)
-        return MasterStage(hash_, hmac.digest(derived, hash_.zeros, hash_.name))
+        derived = _hmac_digest(self._secret, hash_.derived, hash_.name)
+        return MasterStage(hash_, _hmac_digest(derived, hash_.zeros, hash_.name))
 
 
 class MasterStage:
@@ -169,38 +182,38 @@ class MasterStage:
 
     def client_traffic_secret(self, transcript_hash: bytes) -> bytes:
         """client_application_traffic_secret_0."""
-        return hmac.digest(self._secret, self._hash.client_application + transcript_hash + b"\x01", self._hash.name)
+        return _hmac_digest(self._secret, self._hash.client_application + transcript_hash + b"\x01", self._hash.name)
 
     def server_traffic_secret(self, transcript_hash: bytes) -> bytes:
         """server_application_traffic_secret_0."""
-        return hmac.digest(self._secret, self._hash.server_application + transcript_hash + b"\x01", self._hash.name)
+        return _hmac_digest(self._secret, self._hash.server_application + transcript_hash + b"\x01", self._hash.name)
 
     def exporter_secret(self, transcript_hash: bytes) -> bytes:
         """exporter_master_secret."""
-        return hmac.digest(self._secret, self._hash.exporter_master + transcript_hash + b"\x01", self._hash.name)
+        return _hmac_digest(self._secret, self._hash.exporter_master + transcript_hash + b"\x01", self._hash.name)
 
     def resumption_secret(self, transcript_hash: bytes) -> bytes:
         """resumption_master_secret."""
-        return hmac.digest(self._secret, self._hash.resumption_master + transcript_hash + b"\x01", self._hash.name)
+        return _hmac_digest(self._secret, self._hash.resumption_master + transcript_hash + b"\x01", self._hash.name)
 
 
 def traffic_key(suite: SuiteParameters, secret: bytes) -> tuple[bytes, bytes]:
     """(write_key, write_iv) of a traffic secret (RFC 8446 §7.3)."""
     name = suite.hash.name
     return (
-        hmac.digest(secret, suite.key_info, name)[: suite.key_size],
-        hmac.digest(secret, suite.iv_info, name)[:IV_SIZE],
+        _hmac_digest(secret, suite.key_info, name)[: suite.key_size],
+        _hmac_digest(secret, suite.iv_info, name)[:IV_SIZE],
     )
 
 
 def finished_verify_data(hash_: HashParameters, base_key: bytes, transcript_hash: bytes) -> bytes:
     """verify_data of a Finished, and of a PSK binder (RFC 8446 §4.4.4)."""
-    return hmac.digest(hmac.digest(base_key, hash_.finished, hash_.name), transcript_hash, hash_.name)
+    return _hmac_digest(_hmac_digest(base_key, hash_.finished, hash_.name), transcript_hash, hash_.name)
 
 
 def next_traffic_secret(hash_: HashParameters, secret: bytes) -> bytes:
     """application_traffic_secret_N+1 after a KeyUpdate (RFC 8446 §7.2)."""
-    return hmac.digest(secret, hash_.traffic_update, hash_.name)
+    return _hmac_digest(secret, hash_.traffic_update, hash_.name)
 
 
 def ticket_psk(hash_: HashParameters, resumption_secret: bytes, ticket_nonce: bytes) -> bytes:
@@ -216,7 +229,7 @@ def expand_label(hash_: HashParameters, secret: bytes, label: bytes, context: by
     block, output, counter = b"", b"", 0
     while len(output) < length:
         counter += 1
-        block = hmac.digest(secret, block + info + counter.to_bytes(1, "big"), hash_.name)
+        block = _hmac_digest(secret, block + info + counter.to_bytes(1, "big"), hash_.name)
         output += block
     return output[:length]
 
