@@ -3,6 +3,8 @@
 ``pyx/`` is a source root, not a package: the import name is ``kdaemon_pyx``, because PyPI's unrelated PyX
 installs ``pyx``.
 ``KDAEMON_SANITIZE=address`` builds the extensions with AddressSanitizer, ``KDAEMON_DEBUG=1`` with assertions and -O1.
+``KDAEMON_BUILD_JOBS`` compilers run at a time (default: one per CPU). ``KDAEMON_EXTENSIONS=0`` builds none:
+scripts/lib/build.sh installs the editable package so and builds in place, compiling only what has changed.
 """
 
 import os
@@ -13,6 +15,8 @@ from setuptools import Extension, setup
 
 ROOT = Path(__file__).parent
 SOURCES = Path("pyx") / "kdaemon_pyx"
+
+JOBS = int(os.environ.get("KDAEMON_BUILD_JOBS") or os.cpu_count() or 1)
 
 compile_args = ["-std=gnu11", "-Wall", "-Wno-unused-function", "-fno-strict-aliasing"]
 link_args: list[str] = []
@@ -47,10 +51,11 @@ setup(
         "libtls": ["py.typed"],
         "kdaemon_pyx": ["*.pxd", "*.pyi", "*.h", "py.typed"],
     },
-    ext_modules=cythonize(
+    options={"build_ext": {"parallel": JOBS}},
+    ext_modules=[] if os.environ.get("KDAEMON_EXTENSIONS") == "0" else cythonize(
         extensions,
         include_path=["pyx"],
-        nthreads=int(os.environ.get("KDAEMON_BUILD_JOBS", "2")),
+        nthreads=JOBS,
         compiler_directives={
             "language_level": "3",
             "boundscheck": False,

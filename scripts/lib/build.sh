@@ -34,7 +34,7 @@ prepare() {
             -print0 | LC_ALL=C sort -z | xargs -0 sha256sum
     } | digest)
     if ! stamp_matches sources "$sources"; then
-        say "building the engine (about a minute the first time)"
+        say "building the engine (a minute or two the first time)"
         build_engine
         stamp sources "$sources"
     fi
@@ -50,7 +50,7 @@ import sys, tomllib
 with open(sys.argv[1], "rb") as file:
     print(*tomllib.load(file)["build-system"]["requires"], sep="\n")' "$REPOSITORY/pyproject.toml")
     venv_install "${requires[@]}"
-    venv_install --no-build-isolation -e "$REPOSITORY${1:+[$1]}"
+    KDAEMON_EXTENSIONS=0 venv_install --no-build-isolation -e "$REPOSITORY${1:+[$1]}"
 }
 
 build_engine() {
