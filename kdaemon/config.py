@@ -74,6 +74,19 @@ class Tickets:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Clients:
+    """Programs that use libtls: who may attach, for which roles, with how much."""
+
+    roles: tuple[Literal["client", "server"], ...] = ("client", "server")  # none: nobody can attach
+    users: tuple[str, ...] = ()  # names or numbers, besides root and the daemon's own user
+    groups: tuple[str, ...] = ()
+    clients_max: int = _integer(64, 1, 4096)  # per worker
+    connections_max: int = _integer(4096, 1, 1_048_576)  # of one client, listeners included
+    operations_max: int = _integer(4096, 1, 65_536)  # in flight, of one client
+    arena_mib_max: int = _integer(64, 1, 2048)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Users:
     """Accounts to change to when started as root; empty: stay."""
 
@@ -99,6 +112,7 @@ class Config:
     deadlines: Deadlines = Deadlines()
     limits: Limits = Limits()
     tickets: Tickets = Tickets()
+    clients: Clients = Clients()
     users: Users = Users()
     log: Log = Log()
 

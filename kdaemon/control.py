@@ -44,6 +44,7 @@ class ControlServer:
         handle: Callable[[Message], Awaitable[Message]],
         log: Any,
         attach: Callable[[socket.socket], None] | None = None,
+        open_to_all: bool = False,
     ) -> None:
         self._handle = handle
         self._attach = attach
@@ -64,7 +65,7 @@ class ControlServer:
         try:
             with contextlib.suppress(FileNotFoundError):
                 Path(chosen).unlink()  # stale: nobody held the lock
-            mask = os.umask(0o177)
+            mask = os.umask(0o111 if open_to_all else 0o177)  # SO_PEERCRED decides
             try:
                 self._socket.bind(chosen)
             finally:

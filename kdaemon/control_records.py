@@ -32,11 +32,13 @@ class ControlRecords:
         self.rekeys_refused = 0
         self.errors: dict[str, int] = {}  # connections ended here, by the name of the fact
 
-    def received(self, connection: int, content_type: int, data: bytes, keys: ConnectionKeys) -> None:
+    def received(
+        self, connection: int, content_type: int, data: bytes, keys: ConnectionKeys, role: Role = Role.SERVER
+    ) -> None:
         """One record, decrypted: a KeyUpdate is followed, an alert or a breach of protocol ends the connection."""
         state = self._states.setdefault(connection, ControlState())
         reaction = handle_control_record(
-            Role.SERVER, content_type, data, ConnectionSecrets(*keys), state=state, now_s=time.time()
+            role, content_type, data, ConnectionSecrets(*keys), state=state, now_s=time.time()
         )
         if reaction.error is not None:
             name = type(reaction.error).__name__

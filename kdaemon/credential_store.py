@@ -25,6 +25,10 @@ class CredentialStore:
             for name in description["names"]:
                 self._by_name.setdefault(name, []).append(credential)
 
+    def knows(self, name: str) -> bool:
+        """Whether a credential has exactly this name."""
+        return name.lower() in self._by_name
+
     def select(self, server_name: str | None, signature_algorithms: Sequence[int]) -> Credential | None:
         """The first credential for the exact name, then for its wildcard, then of all, that has a scheme in common.
 

@@ -45,23 +45,28 @@ class ConnectionPolicy:
 
     def install(self, engine: Engine, connection: int, established: Established) -> None:
         """Gives the connection to the engine; the caller drops the handshake, and every secret with it, right after."""
-        tx, rx = established.tx, established.rx
-        engine.install(
-            connection,
-            cipher_suite=established.cipher_suite,
-            tx_key=tx.key,
-            tx_iv=tx.iv,
-            tx_sequence=tx.sequence,
-            tx_secret=tx.secret,
-            rx_key=rx.key,
-            rx_iv=rx.iv,
-            rx_sequence=rx.sequence,
-            rx_secret=rx.secret,
-            resumption_secret=established.resumption_secret,
-            leftover=established.leftover,
-            service=SERVICES[established.alpn],
-            site=self.site(established.server_name),
-        )
+        hand_over(engine, connection, established, SERVICES[established.alpn], self.site(established.server_name))
+
+
+def hand_over(engine: Engine, connection: int, established: Established, service: int, site: int) -> None:
+    """Installs the keys of a complete handshake, for a service of the engine and what that service calls site."""
+    tx, rx = established.tx, established.rx
+    engine.install(
+        connection,
+        cipher_suite=established.cipher_suite,
+        tx_key=tx.key,
+        tx_iv=tx.iv,
+        tx_sequence=tx.sequence,
+        tx_secret=tx.secret,
+        rx_key=rx.key,
+        rx_iv=rx.iv,
+        rx_sequence=rx.sequence,
+        rx_secret=rx.secret,
+        resumption_secret=established.resumption_secret,
+        leftover=established.leftover,
+        service=service,
+        site=site,
+    )
 
 
 def open_sites(config: Config) -> list[http_config.Site]:

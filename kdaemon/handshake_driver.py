@@ -7,15 +7,17 @@ none at all.
 
 import os
 import time
-from typing import Any
+from typing import Any, Protocol
 
 from kdaemon_pyx.engine import Engine
 
 from kdaemon.handoff import ConnectionPolicy
 from kdaemon.key_client import KeyClient
 from kdaemon.key_protocol import ROLE_SERVER
+from kdaemon.tls.client import ClientHandshake
 from kdaemon.tls.configuration import ServerConfig
 from kdaemon.tls.errors import AlertReceived, InternalError, PlainHttpReceived, TlsError
+from kdaemon.tls.handshake import Established
 from kdaemon.tls.server import ServerHandshake
 
 _PLAIN_HTTP_BODY = (
@@ -26,6 +28,16 @@ PLAIN_HTTP_RESPONSE = (
     b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/html; charset=utf-8\r\n"
     b"Content-Length: %d\r\nConnection: close\r\n\r\n%b" % (len(_PLAIN_HTTP_BODY), _PLAIN_HTTP_BODY)
 )
+
+
+class Owner(Protocol):
+    """Who gets a connection that is not the sites': a libtls client."""
+
+    def install(self, engine: Engine, connection: int, established: Established) -> None:
+        """Takes the connection; hands it to the engine or closes it."""
+
+    def failed(self, connection: int, error: TlsError | None) -> None:
+        """The handshake failed; None: the connection ended in the middle of it."""
 
 
 class HandshakeDriver:
@@ -40,7 +52,9 @@ class HandshakeDriver:
         self._log = log
         self._config: ServerConfig | None = None
         self._policy = ConnectionPolicy(())
-        self._handshakes: dict[int, ServerHandshake] = {}
+        self._handshakes: dict[int, ServerHandshake | ClientHandshake] = {}
+        self._listeners: dict[int, tuple[ServerConfig, Owner]] = {}  # those of libtls clients
+        self._owners: dict[int, Owner] = {}  # connection -> owner, during the handshake
         self.full = 0
         self.resumed = 0
         self.failed = 0
@@ -51,12 +65,35 @@ class HandshakeDriver:
         self._config = config
         self._policy = policy
 
-    def records(self, connection: int, data: bytes) -> None:
+    def configure_listener(self, listener: int, config: ServerConfig, owner: Owner) -> None:
+        """New connections of this listener begin with `config` and belong to `owner`."""
+        self._listeners[listener] = (config, owner)
+
+    def forget_listener(self, listener: int) -> None:
+        """Its connections under way go on."""
+        self._listeners.pop(listener, None)
+
+    def begin(self, connection: int, handshake: ClientHandshake, owner: Owner) -> None:
+        """A connection in the client role: the ClientHello goes out."""
+        self._handshakes[connection] = handshake
+        self._owners[connection] = owner
+        self._advance(connection, handshake)
+
+    def abandon(self, connection: int) -> None:
+        """Ends a handshake whose owner does not want it any more; the owner is not told."""
+        self._owners.pop(connection, None)
+        if self._handshakes.pop(connection, None) is not None:
+            self._engine.close(connection)
+
+    def records(self, connection: int, data: bytes, listener: int = -1) -> None:
         """Bytes from a connection that is not established yet."""
         handshake = self._handshakes.get(connection)
         if handshake is None:
-            assert self._config is not None
-            handshake = ServerHandshake(self._config, random=os.urandom, now_s=time.time())
+            config = self._config
+            if special := self._listeners.get(listener):
+                config, self._owners[connection] = special
+            assert config is not None
+            handshake = ServerHandshake(config, random=os.urandom, now_s=time.time())
             self._handshakes[connection] = handshake
         try:
             handshake.receive(data)
@@ -85,14 +122,18 @@ class HandshakeDriver:
         """The peer sent FIN in the middle of its handshake."""
         self._count_failure("EndOfFile" if connection in self._handshakes else "NothingSent")
         self._handshakes.pop(connection, None)
+        if owner := self._owners.pop(connection, None):
+            owner.failed(connection, None)
         self._engine.close(connection)
 
     def closed(self, connection: int, reason: str) -> None:
         """The connection is gone: a handshake that was under way has failed."""
         if self._handshakes.pop(connection, None) is not None:
             self._count_failure(f"Closed_{reason}")
+            if owner := self._owners.pop(connection, None):
+                owner.failed(connection, None)
 
-    def _advance(self, connection: int, handshake: ServerHandshake) -> None:
+    def _advance(self, connection: int, handshake: ServerHandshake | ClientHandshake) -> None:
         engine = self._engine
         if data := handshake.data_to_send():
             engine.send(connection, data)
@@ -103,7 +144,7 @@ class HandshakeDriver:
                 self.resumed += 1
             else:
                 self.full += 1
-            self._policy.install(engine, connection, established)
+            (self._owners.pop(connection, None) or self._policy).install(engine, connection, established)
         elif request := handshake.sign_request:
             self._keys.request(
                 connection, bytes.fromhex(request.key_id), request.scheme, ROLE_SERVER, request.transcript_hash
@@ -111,9 +152,11 @@ class HandshakeDriver:
         else:
             engine.receive(connection)
 
-    def _fail(self, connection: int, handshake: ServerHandshake, error: TlsError) -> None:
+    def _fail(self, connection: int, handshake: ServerHandshake | ClientHandshake, error: TlsError) -> None:
         del self._handshakes[connection]
         self._count_failure(type(error).__name__)
+        if owner := self._owners.pop(connection, None):
+            owner.failed(connection, error)
         if isinstance(error, PlainHttpReceived):
             self._engine.close(connection, PLAIN_HTTP_RESPONSE)
             return

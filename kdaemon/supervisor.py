@@ -9,11 +9,14 @@ import asyncio
 import os
 import platform
 import signal
+import socket
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
+
+from kdaemon_pyx.client_abi import HELLO_SIZE, lane_of_hello
 
 from kdaemon import __version__, process
 from kdaemon.channel import Channel, Message
@@ -83,6 +86,7 @@ class Supervisor:
         self._running = False
         self._stopping = False
         self._cut = 0
+        self._next_lane = 0
         self._started = time.time()
         self._log = get_logger()
 
@@ -114,7 +118,10 @@ class Supervisor:
         for warning in warnings:
             self._log.warning("listen", problem=warning)
         try:
-            self._control = ControlServer(self._config.socket, self._control_request, self._log)
+            others = bool(self._config.clients.users or self._config.clients.groups)
+            self._control = ControlServer(
+                self._config.socket, self._control_request, self._log, self._attach_client, open_to_all=others
+            )
         except ControlError as error:
             raise StartError(str(error)) from None
         self._spawn_zygote()
@@ -392,6 +399,20 @@ class Supervisor:
         if ignored:
             self._log.warning("reload: these keys need a restart", keys=ignored)
         self._spawn_keymgr(replace(config, **{name: getattr(self._config, name) for name in fixed}))
+
+    def _attach_client(self, connection: socket.socket) -> None:
+        """A libtls program: its lane is a worker, which reads the hello and decides."""
+        workers = [slot for slot in self._slots if slot.child is not None and slot.ready]
+        if not workers:
+            return
+        lane = lane_of_hello(connection.recv(HELLO_SIZE, socket.MSG_PEEK))
+        if lane is None:
+            self._next_lane += 1
+            lane = self._next_lane
+        slot = workers[lane % len(workers)]
+        assert slot.child is not None
+        message = {"type": "attach", "lane_count": len(workers), "uid": os.geteuid()}
+        slot.child.send(message, (connection.fileno(),))
 
     async def _control_request(self, request: Message) -> Message:
         match request.get("command"):

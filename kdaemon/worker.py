@@ -16,11 +16,16 @@ from collections.abc import Callable
 from typing import Any
 
 from kdaemon_pyx import engine as events
+from kdaemon_pyx.client_admission import Clients
+from kdaemon_pyx.client_connection import SERVICE_CLIENTS, ClientConnections
 from kdaemon_pyx.engine import Engine
 from kdaemon_pyx.file_service import FileService
 from kdaemon_pyx.hkdf import hmac_digest
 
 from kdaemon import process
+from kdaemon.attach import Attachments
+from kdaemon.attach_connect import Connector
+from kdaemon.attach_operations import ClientOperations, Settings
 from kdaemon.channel import Channel, Message
 from kdaemon.config import Config, from_mapping
 from kdaemon.control_records import ControlRecords
@@ -31,8 +36,10 @@ from kdaemon.key_client import KeyChannel, KeyClient
 from kdaemon.key_protocol import TicketKey
 from kdaemon.observe import KeyLogFile, configure_logging, get_logger
 from kdaemon.tls import key_schedule
+from kdaemon.tls.signing import Role
 
 ORPHAN_DEADLINE_MS = 500  # what connections get when the supervisor is gone
+CLIENT_SPIN_NS = 20_000  # how long idle client rings are looked at, where the program has a CPU of its own
 ORPHAN_KILL_S = 5  # and when the kernel ends what has not ended by then
 
 
@@ -98,6 +105,8 @@ class Worker:
         deadlines = self._config.deadlines
         # Owner of the roots: this process, as long as the engine's file service is
         self._file_service = FileService(open_sites(self._config))
+        self._clients = Clients(clients_max=self._config.clients.clients_max)
+        spin_ns = CLIENT_SPIN_NS if (os.cpu_count() or 1) > 1 else 0
         self._engine = Engine(
             file_service=self._file_service,
             cpu=self._cpu,
@@ -113,10 +122,16 @@ class Worker:
                 "idle": deadlines.idle_ms,
                 "close": deadlines.close_ms,
             },
+            services={SERVICE_CLIENTS: ClientConnections(self._clients, spin_ns=spin_ns)},
         )
         self._keys = KeyClient(self._signature, self._take_ticket_keys, deadlines.signing_ms / 1000)
         self._driver = HandshakeDriver(self._engine, self._keys, self._log)
         self._control_records = ControlRecords(self._engine, self._log)
+        connector = Connector(self._watch)
+        self._operations = ClientOperations(self._engine, self._clients, self._driver, connector, self._log)
+        self._attachments = Attachments(
+            self._clients, self._operations, self._watch, self._unwatch, log=self._log, lane=self._index
+        )
         self._thread.start()
         self._watch(self._engine.event_fd(), self._engine_events)
 
@@ -140,14 +155,19 @@ class Worker:
         for event in self._engine.events():
             kind = event[0]
             if kind == events.EVENT_RECORDS:
-                driver.records(event[1], event[3])
+                driver.records(event[1], event[3], event[2])
             elif kind == events.EVENT_CLOSED:
                 driver.closed(event[1], event[2])
                 self._control_records.closed(event[1])
+                self._operations.closed(event[1])
+            elif kind == events.EVENT_CONNECTED:
+                self._operations.connected(event[1], event[2])
             elif kind == events.EVENT_INSTALLED:
+                self._operations.installed(event[1])
                 self._installed(event[2], event[3])
             elif kind == events.EVENT_CONTROL_RECORD:
-                self._control_records.received(event[1], event[2], event[3], event[4])
+                role = Role.CLIENT if event[1] in self._operations.client_role else Role.SERVER
+                self._control_records.received(event[1], event[2], event[3], event[4], role)
             elif kind == events.EVENT_END_OF_FILE:
                 driver.end_of_file(event[1])
             elif kind == events.EVENT_REKEYED:
@@ -224,6 +244,11 @@ class Worker:
                 self._configure(message, fds)
             case "status":
                 self._say({"type": "status", "status": self._status()})
+            case "attach":
+                if self._engine is not None:
+                    self._attachments.take(socket.socket(fileno=fds[0]), message["lane_count"], message["uid"])
+                else:
+                    os.close(fds[0])
             case "drain":
                 self._drain(message["deadline_ms"])
 
@@ -256,6 +281,10 @@ class Worker:
         """What new connections begin with, after a change of configuration, credentials or ticket keys."""
         config = server_config(self._config, self._ktls, self._credentials.select, self._ticket_keys, self._key_log)
         self._driver.configure(config, ConnectionPolicy(self._config.site))
+        self._attachments.configure(self._config.clients)
+        self._operations.configure(
+            Settings(self._config.clients, config, self._credentials, config.cipher_suites, self._key_log)
+        )
 
     def _status(self) -> Message:
         if self._engine is None:
@@ -278,7 +307,7 @@ class Worker:
             "bytes_out": counters["bytes_out"],
             "engine": counters,
             "files": dict(self._file_service.counters()),
-            "clients": [],
+            "clients": self._attachments.status(),
         }
 
     # The end
@@ -295,6 +324,8 @@ class Worker:
         self._engine.drain(deadline_ms)
 
     def _unlistened(self, number: int) -> None:
+        if self._operations.unlistened(number):
+            return
         fd = self._listener_fds.pop(number, -1)
         if fd >= 0:
             os.close(fd)

@@ -143,6 +143,11 @@ cdef extern from "client_abi.h" nogil:
         uint8_t reason[64]
         uint8_t server_name[256]
 
+    struct client_descriptor_message:
+        uint32_t magic
+        uint32_t opcode
+        uint64_t user_data
+
     uint32_t client_observe(client_line* line) noexcept
     void client_publish(client_line* line, uint32_t value) noexcept
     void client_say_asleep(client_line* state) noexcept

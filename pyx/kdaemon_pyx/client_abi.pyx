@@ -17,11 +17,14 @@ CLOSE = CLIENT_CLOSE
 INFO = CLIENT_INFO
 ADOPT = CLIENT_ADOPT
 EXPORT = CLIENT_EXPORT
-LANE_ANY = CLIENT_LANE_ANY
+LANE_ANY = <uint32_t> CLIENT_LANE_ANY
 PARAMETER_INSECURE = CLIENT_PARAMETER_INSECURE
 HELLO_SIZE = sizeof(client_hello)
 HELLO_REPLY_SIZE = sizeof(client_hello_reply)
 MAGIC = CLIENT_MAGIC
+VERSION_MAJOR = CLIENT_VERSION_MAJOR
+DESCRIPTOR_MESSAGE_SIZE = sizeof(client_descriptor_message)
+RECORD_LAYERS = ("none", "kernel", "user")
 
 DETAIL_ALERT_SENT = CLIENT_DETAIL_ALERT_SENT
 DETAIL_ALERT_RECEIVED = CLIENT_DETAIL_ALERT_RECEIVED
@@ -71,6 +74,15 @@ def unpack_hello(data: bytes) -> dict[str, int]:
         "submission_entries": hello.submission_entries, "completion_entries": hello.completion_entries,
         "slot_count": hello.slot_count, "arena_size": hello.arena_size,
     }
+
+
+def lane_of_hello(data: bytes) -> int | None:
+    """The lane that a hello, or the beginning of one, asks for; None: any."""
+    cdef client_hello hello
+    if len(data) != sizeof(hello):
+        return None
+    memcpy(&hello, <const char*> data, sizeof(hello))
+    return None if hello.lane == CLIENT_LANE_ANY else hello.lane
 
 
 def pack_hello_reply(*, error: int, memory_size: int = 0, lane: int = 0, lane_count: int = 1) -> bytes:
@@ -169,3 +181,23 @@ cdef bytes bounded(dict values, str name, size_t size):
     if len(text) > size:
         raise ValueError(f"{name} has {len(text)} bytes, at most {size} are possible")
     return text
+
+
+def pack_descriptor_message(opcode: int, user_data: int) -> bytes:
+    """``struct client_descriptor_message``: what accompanies a socket on the attach socket."""
+    cdef client_descriptor_message message
+    message.magic = CLIENT_MAGIC
+    message.opcode = opcode
+    message.user_data = user_data
+    return (<char*> &message)[:sizeof(message)]
+
+
+def unpack_descriptor_message(data: bytes) -> tuple[int, int]:
+    """(opcode, user_data). Raises ValueError for what is none."""
+    cdef client_descriptor_message message
+    if len(data) != sizeof(message):
+        raise ValueError("not a descriptor message")
+    memcpy(&message, <const char*> data, sizeof(message))
+    if message.magic != CLIENT_MAGIC:
+        raise ValueError("not a descriptor message")
+    return message.opcode, message.user_data

@@ -1,6 +1,8 @@
 """The program's side of a client ring: post, reap, wait, and the data arena."""
 
-from collections.abc import Buffer, Callable
+from collections.abc import Callable
+
+from _typeshed import ReadableBuffer
 
 class Operation:
     """One posted operation. Buffer protocol: the bytes that a completed READ or INFO got, in the arena, without a copy."""
@@ -47,7 +49,7 @@ class ClientRing:
         opcode: int,
         handle: int = 0,
         length: int = 0,
-        data: Buffer | None = None,
+        data: ReadableBuffer | None = None,
         timeout_ns: int = 0,
         parameters: dict[str, int | bytes] | None = None,
         target: Operation | None = None,

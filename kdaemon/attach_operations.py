@@ -1,0 +1,451 @@
+"""What libtls clients ask of the control thread: LISTEN, OPEN, CONNECT, START_TLS, ADOPT. Bytes never pass here.
+
+Every operation is answered exactly once: by `Clients.complete`, or, when it establishes a connection, by the engine,
+which is given the operation's token at installation.
+"""
+
+import errno
+import ipaddress
+import os
+import socket
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from cryptography import x509
+from cryptography.utils import CryptographyDeprecationWarning
+from kdaemon_pyx import client_abi as abi
+from kdaemon_pyx.client_admission import Clients
+from kdaemon_pyx.client_connection import SERVICE_CLIENTS
+from kdaemon_pyx.engine import Engine
+
+from kdaemon.attach_connect import Connector
+from kdaemon.config import Clients as ClientsConfig
+from kdaemon.credential_store import CredentialStore
+from kdaemon.handoff import hand_over
+from kdaemon.handshake_driver import HandshakeDriver
+from kdaemon.tls import errors
+from kdaemon.tls.certificates import TrustStore
+from kdaemon.tls.client import ClientHandshake
+from kdaemon.tls.configuration import ClientConfig, ServerConfig
+from kdaemon.tls.errors import AlertReceived, TlsError, TlsFault
+from kdaemon.tls.handshake import Established
+
+_LISTENERS_FIRST = 1 << 16  # numbers below are the supervisor's listeners
+_TRUST_CACHE_MAX = 64
+_TLS_1_3 = 0x0304
+
+_CERTIFICATE_FACTS = {
+    errors.CertificateExpired: abi.DETAIL_CERTIFICATE_EXPIRED,
+    errors.CertificateNameMismatch: abi.DETAIL_CERTIFICATE_NAME,
+    errors.UnknownCertificateAuthority: abi.DETAIL_CERTIFICATE_UNTRUSTED,
+    errors.BadCertificate: abi.DETAIL_CERTIFICATE_BAD,
+    errors.UnsupportedCertificate: abi.DETAIL_CERTIFICATE_BAD,
+    errors.CertificateRevoked: abi.DETAIL_CERTIFICATE_BAD,
+    errors.CertificateUnknown: abi.DETAIL_CERTIFICATE_BAD,
+}
+
+
+@dataclass(slots=True, eq=False)
+class Operation:
+    """One operation of a client that is under way here."""
+
+    client: int
+    opcode: int
+    slot: int
+    sequence: int
+    token: int
+    handle: int
+    user_data: int
+    deadline: float  # time.monotonic(), 0: none
+    parameters: dict[str, Any]
+    data: bytes
+    connection: int = 0  # the engine's, once there is one
+    chain: Sequence[bytes] = ()  # what the server presented
+
+    @property
+    def key(self) -> tuple[int, int, int]:
+        return self.client, self.slot, self.sequence
+
+    def text(self, name: str) -> str:
+        """A parameter as text. Raises UnicodeDecodeError (a ValueError)."""
+        return bytes(self.parameters[name]).decode()
+
+    def alpn(self) -> tuple[bytes, ...]:
+        """The protocols; the engine has checked the encoding."""
+        data, result = bytes(self.parameters["alpn"]), []
+        while data:
+            result.append(data[1 : 1 + data[0]])
+            data = data[1 + data[0] :]
+        return tuple(result)
+
+    def timeout_s(self) -> float:
+        """What is left of the deadline; 0: there is none."""
+        return max(0.001, self.deadline - time.monotonic()) if self.deadline else 0.0
+
+
+@dataclass(slots=True, eq=False)
+class Listening:
+    """A LISTEN that succeeded. Owner of its handshakes. Owns the socket until EVENT_UNLISTENED."""
+
+    operations: "ClientOperations"
+    number: int
+    operation: Operation
+    sock: socket.socket
+
+    def install(self, engine: Engine, connection: int, established: Established) -> None:
+        token = self.operations.clients.accepted(self.operation.token, describe(established))
+        if not token:
+            engine.close(connection)
+            return
+        self.operations.installing[connection] = token
+        hand_over(engine, connection, established, SERVICE_CLIENTS, token)
+
+    def failed(self, connection: int, error: TlsError | None) -> None:
+        """The program accepts what is established; what failed is counted by the driver."""
+
+
+@dataclass(slots=True, eq=False)
+class Connecting:
+    """A START_TLS or OPEN in its handshake. Owner of that."""
+
+    operations: "ClientOperations"
+    operation: Operation
+
+    def install(self, engine: Engine, connection: int, established: Established) -> None:
+        self.operations.clients.describe(self.operation.token, describe(established))
+        self.operations.opening[connection] = self.operation
+        self.operations.client_role.add(connection)
+        hand_over(engine, connection, established, SERVICE_CLIENTS, self.operation.token)
+
+    def failed(self, connection: int, error: TlsError | None) -> None:
+        number, detail = fact(error, self.operation.chain)
+        self.operations.answer(self.operation, -number, detail)
+
+
+@dataclass(slots=True)
+class Settings:
+    """What the worker's configuration says; replaced as a whole at a reload."""
+
+    clients: ClientsConfig = field(default_factory=ClientsConfig)
+    server: ServerConfig | None = None
+    credentials: CredentialStore = field(default_factory=lambda: CredentialStore(()))
+    cipher_suites: tuple[int, ...] = ()
+    key_log: Callable[[str], None] | None = None
+
+
+class ClientOperations:
+    """The operations of one worker's clients. Used by the control thread only."""
+
+    def __init__(
+        self, engine: Engine, clients: Clients, driver: HandshakeDriver, connector: Connector, log: Any
+    ) -> None:
+        self.clients = clients
+        self.installing: dict[int, int] = {}  # engine connection -> token of an accepted one, until it is installed
+        self.opening: dict[int, Operation] = {}  # engine connection -> operation, until it is installed
+        self.client_role: set[int] = set()  # established connections in the client role
+        self._engine = engine
+        self._driver = driver
+        self._connector = connector
+        self._log = log
+        self._settings = Settings()
+        self._pending: dict[tuple[int, int, int], Operation] = {}
+        self._plain: dict[tuple[int, int], socket.socket] = {}  # (client, handle) -> connected, no TLS yet
+        self._adopted: dict[tuple[int, int], socket.socket] = {}  # (client, user_data) -> came before its ADOPT
+        self._listening: dict[int, Listening] = {}
+        self._adopting: dict[int, Operation] = {}  # cookie of Engine.adopt -> operation
+        self._next_cookie = 0
+        self._next_listener = _LISTENERS_FIRST
+        self._trust: dict[bytes, TrustStore] = {}
+
+    def configure(self, settings: Settings) -> None:
+        """New connections begin with this, those of listeners that exist included."""
+        self._settings = settings
+        for listening in self._listening.values():
+            self._configure_listener(listening)
+
+    # Called for the clients' events
+
+    def operation(self, event: Any) -> None:
+        """Begins an operation; it will be answered once."""
+        _, client, opcode, slot, sequence, token, handle, user_data, timeout_ns, parameters, data = event
+        deadline = time.monotonic() + timeout_ns / 1e9 if timeout_ns else 0.0
+        operation = Operation(client, opcode, slot, sequence, token, handle, user_data, deadline, parameters, data)
+        self._pending[operation.key] = operation
+        role = "server" if opcode == abi.LISTEN else "client"
+        try:
+            if role not in self._settings.clients.roles:
+                raise OSError(errno.EACCES, f"the daemon is not configured for the {role} role")
+            if opcode == abi.LISTEN:
+                self._listen(operation)
+            elif opcode in (abi.OPEN, abi.CONNECT):
+                self._connector.connect(
+                    operation.key,
+                    operation.text("host"),
+                    operation.parameters["port"],
+                    operation.timeout_s(),
+                    lambda sock, error: self._connected(operation, sock, error),
+                )
+            elif opcode == abi.START_TLS:
+                self._start_tls(operation, self._plain.pop((operation.client, operation.handle)))
+            elif opcode == abi.ADOPT:
+                self._adopt(operation)
+            else:
+                raise OSError(errno.EOPNOTSUPP, "not supported by this daemon")
+        except OSError as error:
+            self.answer(operation, -(error.errno or errno.EIO))
+        except (ValueError, KeyError):
+            self.answer(operation, -errno.EINVAL)
+
+    def cancel(self, event: Any) -> None:
+        """The client, or its deadline, ends an operation that is under way here."""
+        _, client, slot, sequence, _token, number = event
+        operation = self._pending.get((client, slot, sequence))
+        if operation is None:
+            return  # answered meanwhile: that answer stands
+        self._abandon(operation)
+        self.answer(operation, -number)
+
+    def listener_closed(self, token: int) -> None:
+        for number, listening in list(self._listening.items()):
+            if listening.operation.token == token:
+                self._unlisten(number)
+
+    def connection_closed(self, client: int, handle: int) -> None:
+        """A connection without TLS was closed."""
+        if sock := self._plain.pop((client, handle), None):
+            sock.close()
+
+    def descriptor(self, client: int, message: bytes, fd: int) -> None:
+        """A socket for ADOPT, which may be here already or still come."""
+        sock = socket.socket(fileno=fd)
+        sock.setblocking(False)
+        try:
+            opcode, user_data = abi.unpack_descriptor_message(message)
+        except ValueError:
+            sock.close()
+            return
+        if opcode != abi.ADOPT or len(self._adopted) >= self._settings.clients.connections_max:
+            sock.close()
+            return
+        self._adopted[client, user_data] = sock
+        for operation in list(self._pending.values()):
+            if operation.client == client and operation.opcode == abi.ADOPT and operation.user_data == user_data:
+                self._adopt(operation)
+
+    def forget(self, client: int) -> None:
+        """A client is gone: nothing of it stays here."""
+        for operation in [entry for entry in self._pending.values() if entry.client == client]:
+            self._abandon(operation)
+            del self._pending[operation.key]
+        for number, listening in list(self._listening.items()):
+            if listening.operation.client == client:
+                self._unlisten(number)
+        for table in (self._plain, self._adopted):
+            for key in [key for key in table if key[0] == client]:
+                table.pop(key).close()
+
+    # Called for the engine's events
+
+    def connected(self, connection: int, cookie: int) -> None:
+        """EVENT_CONNECTED: the engine has the socket of an operation."""
+        operation = self._adopting.pop(cookie)
+        if operation.key not in self._pending:
+            if connection:
+                self._engine.close(connection)  # cancelled meanwhile
+            return
+        if not connection:
+            self.answer(operation, -errno.EMFILE)
+            return
+        operation.connection = connection
+        try:
+            name = operation.text("server_name") or operation.text("host")
+            config = self._client_config(operation)
+            handshake = ClientHandshake(config, name, random=os.urandom, now_s=time.time())
+        except ValueError:
+            self._engine.close(connection)
+            self.answer(operation, -errno.EINVAL)
+            return
+        self._driver.begin(connection, handshake, Connecting(self, operation))
+
+    def installed(self, connection: int) -> None:
+        """EVENT_INSTALLED: the client service has it."""
+        self.installing.pop(connection, None)
+        if operation := self.opening.pop(connection, None):
+            self._pending.pop(operation.key, None)
+
+    def closed(self, connection: int) -> None:
+        """EVENT_CLOSED: a connection that was never installed is answered for here."""
+        self.client_role.discard(connection)
+        if token := self.installing.pop(connection, 0):
+            self.clients.forget(token)
+        if operation := self.opening.pop(connection, None):
+            self.answer(operation, -errno.EOPNOTSUPP)
+
+    def unlistened(self, number: int) -> bool:
+        """EVENT_UNLISTENED: whether it was one of these."""
+        listening = self._listening.pop(number, None)
+        if listening is not None:
+            listening.sock.close()
+        return listening is not None
+
+    def answer(self, operation: Operation, result: int, detail: int = 0, info: bytes = b"") -> None:
+        """Completes an operation; it is forgotten here."""
+        if self._pending.pop(operation.key, None) is not None:
+            self.clients.complete(operation.client, operation.slot, operation.sequence, result, detail, info)
+
+    # Server role
+
+    def _listen(self, operation: Operation) -> None:
+        address = ipaddress.ip_address(operation.text("host") or "127.0.0.1")
+        certificate = operation.text("certificate")
+        if certificate and not self._settings.credentials.knows(certificate):
+            raise OSError(errno.ENOENT, f"no certificate for {certificate!r} is configured")
+        family = socket.AF_INET6 if address.version == 6 else socket.AF_INET
+        sock = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.bind((str(address), operation.parameters["port"]))
+            sock.listen(operation.parameters["backlog"] or 128)
+        except OSError:
+            sock.close()
+            raise
+        number, self._next_listener = self._next_listener, self._next_listener + 1
+        listening = Listening(self, number, operation, sock)
+        self._listening[number] = listening
+        self._configure_listener(listening)
+        self._engine.listen(number, sock.fileno())
+        info = abi.pack_info(
+            tls_version=_TLS_1_3,
+            cipher_suite=0,
+            named_group=0,
+            record_layer=0,
+            resumed=False,
+            port=sock.getsockname()[1],
+            alpn=b"",
+            reason="",
+            server_name=certificate,
+            certificate=b"",
+        )
+        self.answer(operation, 0, info=info)
+
+    def _configure_listener(self, listening: Listening) -> None:
+        certificate = listening.operation.text("certificate")
+        credentials = self._settings.credentials
+        assert self._settings.server is not None
+        config = replace(
+            self._settings.server,
+            credentials=lambda name, schemes: credentials.select(certificate or name, schemes),
+            alpn=listening.operation.alpn(),
+            ticket_keys=None,
+        )
+        self._driver.configure_listener(listening.number, config, listening)
+
+    def _unlisten(self, number: int) -> None:
+        self._driver.forget_listener(number)
+        self._engine.unlisten(number)
+
+    # Client role
+
+    def _connected(self, operation: Operation, sock: socket.socket | None, error: OSError | None) -> None:
+        if sock is None:
+            assert error is not None
+            if isinstance(error, socket.gaierror):
+                self.answer(operation, -errno.EHOSTUNREACH, abi.DETAIL_NAME_RESOLUTION)
+            else:
+                self.answer(operation, -(error.errno or errno.EIO))
+        elif operation.opcode == abi.CONNECT:
+            self._plain[operation.client, operation.handle] = sock
+            self.answer(operation, 0)
+        else:
+            self._start_tls(operation, sock)
+
+    def _start_tls(self, operation: Operation, sock: socket.socket) -> None:
+        self._next_cookie += 1
+        self._adopting[self._next_cookie] = operation
+        self._engine.adopt(sock.detach(), self._next_cookie)
+
+    def _adopt(self, operation: Operation) -> None:
+        """Becomes a connection without TLS as soon as its socket is here."""
+        if sock := self._adopted.pop((operation.client, operation.user_data), None):
+            self._plain[operation.client, operation.handle] = sock
+            self.answer(operation, 0)
+
+    def _client_config(self, operation: Operation) -> ClientConfig:
+        verify: Callable[[Sequence[bytes], str, float], None] | None = None
+        if not operation.parameters["flags"] & abi.PARAMETER_INSECURE:
+            trust = self._trust_store(operation.data)
+
+            def verify(chain: Sequence[bytes], name: str, now_s: float) -> None:
+                operation.chain = chain
+                trust.verify_server(chain, name, now_s)
+
+        return ClientConfig(
+            verify=verify,
+            cipher_suites=self._settings.cipher_suites,
+            alpn=operation.alpn(),
+            key_log=self._settings.key_log,
+        )
+
+    def _trust_store(self, pem: bytes) -> TrustStore:
+        """The program's trust anchors, or the system's. Raises ValueError."""
+        store = self._trust.get(pem)
+        if store is None:
+            if len(self._trust) >= _TRUST_CACHE_MAX:
+                self._trust.clear()
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", CryptographyDeprecationWarning)
+                store = self._trust[pem] = TrustStore.from_pem(pem) if pem else TrustStore.system()
+        return store
+
+    def _abandon(self, operation: Operation) -> None:
+        """Stops what is under way for it; nothing of it comes back."""
+        if operation.opcode in (abi.OPEN, abi.CONNECT) and not operation.connection:
+            self._connector.cancel(operation.key)
+        if operation.connection:
+            self._driver.abandon(operation.connection)
+            self.opening.pop(operation.connection, None)
+
+
+def describe(established: Established) -> bytes:
+    """What INFO answers; the engine adds the record layer."""
+    chain = established.peer_chain_der
+    return abi.pack_info(
+        tls_version=_TLS_1_3,
+        cipher_suite=established.cipher_suite,
+        named_group=established.group,
+        record_layer=0,
+        resumed=established.resumed,
+        port=0,
+        alpn=established.alpn or b"",
+        reason="",
+        server_name=established.server_name or "",
+        certificate=chain[0] if chain else b"",
+    )
+
+
+def fact(error: TlsError | None, chain: Sequence[bytes]) -> tuple[int, int]:
+    """(errno, detail) of a failed handshake: a different one for each thing that can be wrong with a certificate."""
+    if error is None:
+        return errno.ECONNABORTED, abi.DETAIL_TRUNCATED
+    if isinstance(error, AlertReceived):
+        return errno.EPROTO, abi.DETAIL_ALERT_RECEIVED | int(error.description)
+    untrusted = isinstance(error, errors.UnknownCertificateAuthority | errors.BadCertificate)
+    if untrusted and len(chain) == 1 and _self_signed(chain[0]):
+        return errno.EKEYREJECTED, abi.DETAIL_CERTIFICATE_SELF_SIGNED
+    for kind, detail in _CERTIFICATE_FACTS.items():
+        if isinstance(error, kind):
+            return errno.EKEYREJECTED, detail
+    if isinstance(error, TlsFault):
+        return errno.EPROTO, abi.DETAIL_ALERT_SENT | int(error.alert)
+    return errno.EPROTO, 0
+
+
+def _self_signed(der: bytes) -> bool:
+    try:
+        certificate = x509.load_der_x509_certificate(der)
+        return certificate.issuer == certificate.subject
+    except ValueError:
+        return False

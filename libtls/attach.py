@@ -1,0 +1,97 @@
+"""Finding the daemon and attaching to it: the hello over its UNIX socket, and what comes back."""
+
+import errno
+import os
+import socket
+from pathlib import Path
+
+from kdaemon_pyx import client_abi as abi
+from kdaemon_pyx.client_ring import ClientRing
+
+from libtls.errors import DaemonError, DaemonNotRunning, NotAllowed, WrongVersion
+
+HELLO_DEADLINE_S = 10.0
+_PATH_SIZE_MAX = 107  # sun_path of unix(7), without its terminator
+
+
+def socket_path() -> str:
+    """Where the daemon listens: `KDAEMON_SOCKET`, else the first default place that exists, else the first one."""
+    if path := os.environ.get("KDAEMON_SOCKET"):
+        return path
+    uid = os.geteuid()
+    runtime = os.environ.get("XDG_RUNTIME_DIR")
+    places = [f"{runtime}/kdaemon.sock"] if runtime else []
+    places += [
+        "/run/kdaemon.sock",
+        f"/run/user/{uid}/kdaemon.sock",
+        f"{os.environ.get('TMPDIR', '/tmp')}/kdaemon-{uid}.sock",
+    ]
+    return next((place for place in places if Path(place).exists()), places[0])
+
+
+def attach(
+    path: str | None = None,
+    *,
+    lane: int | None = None,
+    operations: int = 0,
+    arena_size: int = 0,
+    version: tuple[int, int] | None = None,
+) -> ClientRing:
+    """Attaches to the daemon at `path` (default: `socket_path()`); 0 asks for the daemon's default size.
+
+    lane: attach to this worker, modulo their number; None: the daemon chooses.
+    Raises DaemonNotRunning, NotAllowed, WrongVersion, DaemonError (path too long, no room, no answer in time).
+    """
+    path = path or socket_path()
+    if len(os.fsencode(path)) > _PATH_SIZE_MAX:
+        raise DaemonError(errno.ENAMETOOLONG, f"{path}: longer than the {_PATH_SIZE_MAX} bytes of a UNIX socket's path")
+    hello = abi.pack_hello(
+        lane=abi.LANE_ANY if lane is None else lane,
+        submission_entries=operations,
+        completion_entries=operations,
+        slot_count=operations,
+        arena_size=arena_size,
+        **({"version": version} if version else {}),
+    )
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        connection.settimeout(HELLO_DEADLINE_S)
+        try:
+            connection.connect(path)
+            connection.sendall(hello)
+            data, fds, _, _ = socket.recv_fds(connection, abi.HELLO_REPLY_SIZE, 2, socket.MSG_CMSG_CLOEXEC)
+        except (FileNotFoundError, ConnectionRefusedError):
+            raise DaemonNotRunning(
+                errno.ECONNREFUSED, f"{path}: kdaemon does not listen there; is it running?"
+            ) from None
+        except PermissionError:
+            raise NotAllowed(errno.EACCES, f"{path}: this user may not open the daemon's socket") from None
+        except TimeoutError:
+            raise DaemonError(errno.ETIMEDOUT, f"{path}: no answer within {HELLO_DEADLINE_S:.0f} s") from None
+        _check(path, data)
+        connection.settimeout(None)
+        return ClientRing(fds[0], fds[1], connection.detach())
+    finally:
+        connection.close()
+
+
+def _check(path: str, data: bytes) -> None:
+    """Raises what a reply that is no welcome stands for."""
+    if not data:
+        raise DaemonError(errno.ECONNRESET, f"{path}: the daemon closed the connection; is it starting or stopping?")
+    try:
+        reply = abi.unpack_hello_reply(data)
+    except ValueError as error:
+        raise WrongVersion(errno.EPROTONOSUPPORT, f"{path}: {error}") from None
+    match -reply["error"]:
+        case 0:
+            return
+        case errno.EPROTONOSUPPORT:
+            theirs = f"{reply['version_major']}.{reply['version_minor']}"
+            raise WrongVersion(errno.EPROTONOSUPPORT, f"{path}: the daemon speaks version {theirs} of the client ring")
+        case errno.EACCES:
+            raise NotAllowed(
+                errno.EACCES, f"{path}: this user is not among the daemon's clients.users or clients.groups"
+            )
+        case number:
+            raise DaemonError(number, f"{path}: the daemon refused: {os.strerror(number)}")

@@ -1,0 +1,227 @@
+"""Connections and listeners as objects, with blocking calls and with operations."""
+
+from __future__ import annotations
+
+import io
+from collections import deque
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from kdaemon_pyx import client_abi as abi
+from kdaemon_pyx.client_ring import Operation as RingOperation
+
+from libtls.errors import error_of
+from libtls.operation import Lane, Operation
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer, WriteableBuffer
+
+READ_SIZE = 65536
+WRITE_PIECE_SIZE = 262144  # a large write leaves in pieces, so that it needs no large block of the arena
+WRITE_PIECES_MAX = 2
+INFO_SIZE = 16384
+
+
+@dataclass(frozen=True, slots=True)
+class Info:
+    """What is known of an established connection."""
+
+    version: str
+    cipher_suite: int
+    named_group: int
+    record_layer: str  # "kernel" or "user"
+    resumed: bool
+    alpn: str | None
+    server_name: str
+    peer_certificate: bytes  # DER; empty: the peer presented none
+
+
+class Connection:
+    """A TLS connection that the daemon holds. Thread-safe; reads and writes run in parallel.
+
+    Operations of one direction are first-in first-out and never interleave. The connection is closed with
+    close_notify by `close` or at the end of a `with` block; one that is dropped lives until the program ends.
+    """
+
+    def __init__(self, lane: Lane, handle: int) -> None:
+        self.lane = lane
+        self.handle = handle
+        self._closed = False
+
+    # Operations: post and return at once
+
+    def read_operation(self, size: int = READ_SIZE, *, timeout: float | None = None) -> Operation[bytes]:
+        """READ: its value is 1..size bytes, empty only after the peer's close_notify."""
+        raw = self.lane.post(abi.READ, self.handle, length=size, timeout=timeout)
+        return Operation(self.lane, raw, RingOperation.bytes)
+
+    def write_operation(self, data: ReadableBuffer, *, timeout: float | None = None) -> Operation[int]:
+        """WRITE: its value is the number of bytes sent; fewer if it was cancelled or its deadline passed midway."""
+        return Operation(self.lane, self.lane.post(abi.WRITE, self.handle, data=data, timeout=timeout), _result)
+
+    def barrier_operation(self) -> Operation[int]:
+        """BARRIER: done when all before it is; nothing behind it starts earlier."""
+        return Operation(self.lane, self.lane.post(abi.BARRIER, self.handle), _result)
+
+    def close_operation(self, *, timeout: float | None = None) -> Operation[int]:
+        """CLOSE: after the writes before it close_notify, then the end. The handle is dead from here on."""
+        self._closed = True
+        return Operation(self.lane, self.lane.post(abi.CLOSE, self.handle, timeout=timeout), _result)
+
+    # Blocking
+
+    def read(self, size: int = READ_SIZE, *, timeout: float | None = None) -> bytes:
+        """1..size bytes as soon as there are any; empty after close_notify. Raises Truncated at an end without it."""
+        raw = self.lane.run(abi.READ, self.handle, length=size, timeout=timeout)
+        data = raw.bytes()
+        raw.release()
+        return data
+
+    def readinto(self, buffer: WriteableBuffer, *, timeout: float | None = None) -> int:
+        """Like `read`, into a buffer of the caller; the number of bytes."""
+        with memoryview(buffer).cast("B") as target:
+            if not target:
+                return 0
+            raw = self.lane.run(abi.READ, self.handle, length=len(target), timeout=timeout)
+            with memoryview(raw) as data:
+                target[: len(data)] = data
+            raw.release()
+            return raw.result
+
+    def write(self, data: ReadableBuffer, *, timeout: float | None = None) -> int:
+        """Sends all of it; the number of bytes."""
+        with memoryview(data).cast("B") as view:
+            pending: deque[RingOperation] = deque()
+            for begin in range(0, len(view), WRITE_PIECE_SIZE):
+                if len(pending) == WRITE_PIECES_MAX:
+                    self._finish(pending.popleft())
+                piece = view[begin : begin + WRITE_PIECE_SIZE]
+                pending.append(self.lane.post(abi.WRITE, self.handle, data=piece, timeout=timeout))
+            for raw in pending:
+                self._finish(raw)
+            return len(view)
+
+    def _finish(self, raw: RingOperation) -> None:
+        self.lane.ring.wait(raw)
+        if raw.result < 0:
+            raise error_of(raw)
+
+    def shutdown(self) -> None:
+        """No more is written: close_notify goes out; reading goes on."""
+        self.lane.run(abi.SHUTDOWN, self.handle, argument=abi.SHUTDOWN_WRITE)
+
+    def close(self, *, timeout: float | None = None) -> None:
+        """close_notify after what was written, then the end. Harmless when it is closed already."""
+        if self._closed or self.lane.ring.is_dead:
+            self._closed = True
+            return
+        self.close_operation(timeout=timeout).wait()
+
+    def info(self) -> Info:
+        """Version, suite, group, ALPN, peer certificate, record layer."""
+        raw = self.lane.run(abi.INFO, self.handle, length=INFO_SIZE)
+        fields = abi.unpack_info(raw.bytes())
+        raw.release()
+        return Info(
+            version="TLSv1.3",
+            cipher_suite=_integer(fields["cipher_suite"]),
+            named_group=_integer(fields["named_group"]),
+            record_layer=abi.RECORD_LAYERS[_integer(fields["record_layer"])],
+            resumed=bool(fields["resumed"]),
+            alpn=_bytes(fields["alpn"]).decode() or None,
+            server_name=str(fields["server_name"]),
+            peer_certificate=_bytes(fields["certificate"]),
+        )
+
+    def makefile(self, buffer_size: int = READ_SIZE) -> io.BufferedRWPair:
+        """A buffered binary file over the connection; closing it does not close the connection."""
+        return io.BufferedRWPair(_Reader(self), _Writer(self), buffer_size)
+
+    def __enter__(self) -> Connection:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Connection {self.handle:#x}{' closed' if self._closed else ''}>"
+
+
+class Listener:
+    """A TLS server socket that the daemon holds. Thread-safe."""
+
+    def __init__(self, lane: Lane, handle: int) -> None:
+        self.lane = lane
+        self.handle = handle
+        self._closed = False
+        fields = abi.unpack_info(lane.run(abi.INFO, handle, length=INFO_SIZE).bytes())
+        self.port = _integer(fields["port"])
+
+    def accept_operation(self, *, timeout: float | None = None) -> Operation[Connection]:
+        """ACCEPT: its value is the next connection whose handshake is complete."""
+        raw = self.lane.post(abi.ACCEPT, self.handle, timeout=timeout)
+        return Operation(self.lane, raw, lambda done: Connection(self.lane, done.result))
+
+    def accept(self, *, timeout: float | None = None) -> Connection:
+        """The next connection whose handshake is complete."""
+        return self.accept_operation(timeout=timeout).wait()
+
+    def close(self) -> None:
+        """Stops listening; accepted connections go on. Harmless when it is closed already."""
+        if not self._closed and not self.lane.ring.is_dead:
+            self._closed = True
+            self.lane.run(abi.CLOSE, self.handle)
+
+    def __enter__(self) -> Listener:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Listener port={self.port}{' closed' if self._closed else ''}>"
+
+
+class _Reader(io.RawIOBase):
+    """Raw reading side of `makefile`."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: WriteableBuffer, /) -> int:
+        return self._connection.readinto(buffer)
+
+
+class _Writer(io.RawIOBase):
+    """Raw writing side of `makefile`."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: ReadableBuffer, /) -> int:
+        return self._connection.write(data)
+
+
+def _result(raw: RingOperation) -> int:
+    return raw.result
+
+
+def _integer(value: object) -> int:
+    assert isinstance(value, int)
+    return value
+
+
+def _bytes(value: object) -> bytes:
+    assert isinstance(value, bytes)
+    return value
