@@ -118,6 +118,7 @@ def _popen(command: Sequence[str], setting: Setting, used: Account, **options: o
         stdin=subprocess.DEVNULL,
         preexec_fn=enter,  # noqa: PLW1509 - this program has one thread
         start_new_session=True,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
         **options,
     )
     used.started(process.pid)

@@ -34,19 +34,12 @@ cdef extern from "<stdlib.h>" nogil:
 cdef extern from "<sys/eventfd.h>" nogil:
     int eventfd(unsigned int value, int flags)
     int EFD_CLOEXEC
+    int EFD_NONBLOCK
 
 cdef extern from "<unistd.h>" nogil:
     int64_t read(int fd, void* data, size_t length)
     int64_t write(int fd, const void* data, size_t length)
     int close(int fd)
-
-cdef extern from "<poll.h>" nogil:
-    struct pollfd:
-        int fd
-        short events
-        short revents
-    int poll(pollfd* fds, unsigned long count, int timeout_ms)
-    short POLLIN
 
 cdef extern from "<signal.h>" nogil:
     ctypedef struct sigset_t:
@@ -164,7 +157,7 @@ cdef class Engine:
                 or queue_setup(&core.commands) < 0 or queue_setup(&core.events) < 0):
             raise MemoryError("Engine: no memory for connections, buffers and queues")
         core.command_fd = eventfd(0, EFD_CLOEXEC)
-        core.event_fd = eventfd(0, EFD_CLOEXEC)
+        core.event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
         if core.command_fd < 0 or core.event_fd < 0:
             raise OSError("Engine: no eventfd; raise the limit of open files")
 
@@ -235,15 +228,12 @@ cdef class Engine:
     def events(self):
         cdef Message message
         cdef uint64_t count
-        cdef pollfd readable
         cdef list events = []
+        # The eventfd first: a WRITE that comes between the two would be read away with event_signalled left at 1, and nothing
+        # would ever be signalled again. It may also be empty, when the WRITE that announced something is still on its way.
+        read(self.core.event_fd, &count, sizeof(count))
         # Pair: exchange in events_signal. What is published after this exchange is signalled again; what came before is popped below.
-        if exchange_u32(&self.core.event_signalled, 0):
-            # The WRITE that announced it may still be on its way: an empty eventfd must not block.
-            readable.fd = self.core.event_fd
-            readable.events = POLLIN
-            if poll(&readable, 1, 0) == 1:
-                read(self.core.event_fd, &count, sizeof(count))
+        exchange_u32(&self.core.event_signalled, 0)
         while queue_pop(&self.core.events, &message):
             events.append(event_tuple(&message))
             message_free(&message)
