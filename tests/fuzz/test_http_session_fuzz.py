@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from kdaemon_pyx.http_config import Limits
 
-from tests.support.http import Folder, age, folder
+from support.http import Folder, age, folder
 
 requests = st.builds(
     lambda method, target, version, fields, body: (

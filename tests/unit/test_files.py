@@ -12,7 +12,7 @@ import pytest
 from kdaemon_pyx.http_config import Limits
 from kdaemon_pyx.mime import MimeTable
 
-from tests.support.http import Folder, age, folder
+from support.http import Folder, age, folder
 
 TEXT = b"0123456789" * 10
 SECOND_MS = 1000

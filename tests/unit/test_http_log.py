@@ -136,5 +136,5 @@ def test_a_line_cut_by_a_full_disk_ends_where_it_was_cut(tmp_path: Path) -> None
     assert rest[0] == ""
     whole = start.decode().splitlines()
     assert [
-        int(n) for n in re.findall(r'"GET /(\d+) ', "\n".join(whole[:-1] + [whole[-1] + rest[1], *rest[2:]]))
+        int(n) for n in re.findall(r'"GET /(\d+) ', "\n".join([*whole[:-1], whole[-1] + rest[1], *rest[2:]]))
     ] == list(range(100))

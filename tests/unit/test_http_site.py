@@ -11,7 +11,7 @@ from kdaemon_pyx.http_config import HeaderRule, Limits, RedirectRule, Site
 from kdaemon_pyx.http_context import FileContext
 from kdaemon_pyx.http_loopback import Loopback
 
-from tests.support.http import Folder, folder, read_responses
+from support.http import Folder, folder, read_responses
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.http import Folder, folder
+from support.http import Folder, folder
 
 
 @pytest.fixture
