@@ -19,7 +19,8 @@ from kdaemon.tls.configuration import DEFAULT_CIPHER_SUITES, Credential, ServerC
 from kdaemon.tls.handshake import Established
 
 SERVICE_FILES = 0
-SERVICES = {b"http/1.1": SERVICE_FILES, None: SERVICE_FILES}  # by ALPN protocol; None: the client offered none
+# By ALPN protocol; None: the client offered none. A client that means HTTP/1.0 may say so in ALPN, too.
+SERVICES = {b"http/1.1": SERVICE_FILES, b"http/1.0": SERVICE_FILES, None: SERVICE_FILES}
 
 
 @dataclass(frozen=True, slots=True)

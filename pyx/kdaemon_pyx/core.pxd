@@ -22,6 +22,7 @@ cdef struct File:
     uint32_t mtime_ns
     int64_t ctime_s
     uint32_t ctime_ns
+    uint64_t links                 # removing or replacing a name changes ctime, too, but not the content
     uint64_t inode
     uint64_t device
     uint8_t* mapping               # kernel record layer only: MAP_SHARED, PROT_READ, or NULL

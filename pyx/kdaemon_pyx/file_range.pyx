@@ -30,6 +30,7 @@ cdef extern from "<sys/stat.h>" nogil:
         int64_t st_size
         timespec st_mtim
         timespec st_ctim
+        uint64_t st_nlink
     int fstat(int fd, stat_* status)
 
 cdef enum:
@@ -64,9 +65,12 @@ cdef bint file_unchanged(const File* file) noexcept nogil:
     cdef stat_ status
     if fstat(file.fd, &status) < 0:
         return False
+    # A file that was replaced or removed meanwhile is served whole: its ctime tells of the name it lost.
     return (<uint64_t>status.st_size == file.size
             and status.st_mtim.tv_sec == file.mtime_s and <uint32_t>status.st_mtim.tv_nsec == file.mtime_ns
-            and status.st_ctim.tv_sec == file.ctime_s and <uint32_t>status.st_ctim.tv_nsec == file.ctime_ns)
+            and (<uint64_t>status.st_nlink != file.links
+                 or (status.st_ctim.tv_sec == file.ctime_s
+                     and <uint32_t>status.st_ctim.tv_nsec == file.ctime_ns)))
 
 
 cdef int output_for_file(Connection* c) noexcept nogil:

@@ -123,6 +123,7 @@ cdef Representation* representation_of_file(
     file.mtime_ns = <uint32_t>status.st_mtim.tv_nsec
     file.ctime_s = status.st_ctim.tv_sec
     file.ctime_ns = <uint32_t>status.st_ctim.tv_nsec
+    file.links = status.st_nlink
     file.inode = status.st_ino
     file.device = status.st_dev
     representation.budget = budget

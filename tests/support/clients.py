@@ -157,7 +157,7 @@ class MemoryClient:
 
     def read_to_end(self) -> tuple[bytes, bool]:
         """All plaintext until the peer's end; True if it ended without close_notify. Raises SSLError at an alert."""
-        data = b""
+        data = bytearray()
         while True:
             try:
                 piece = self.tls.read(65536)
@@ -168,11 +168,11 @@ class MemoryClient:
                     self._incoming.write_eof()
                 continue
             except ssl.SSLEOFError:
-                return data, True
+                return bytes(data), True
             except ssl.SSLZeroReturnError:
-                return data, False
+                return bytes(data), False
             if not piece:
-                return data, False
+                return bytes(data), False
             data += piece
 
     def response(self) -> Response:
