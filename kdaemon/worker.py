@@ -38,6 +38,9 @@ from kdaemon.observe import KeyLogFile, configure_logging, get_logger
 from kdaemon.tls import key_schedule
 from kdaemon.tls.signing import Role
 
+# The parent-death signal; not SIGTERM, which service managers and timeout(1) send to whole groups of processes: in a worker
+# that one is ignored, the supervisor alone answers it
+PARENT_DIED = signal.SIGUSR2
 ORPHAN_DEADLINE_MS = 500  # what connections get when the supervisor is gone
 CLIENT_SPIN_NS = 20_000  # how long idle client rings are looked at, where the program has a CPU of its own
 ORPHAN_KILL_S = 5  # and when the kernel ends what has not ended by then
@@ -73,12 +76,11 @@ class Worker:
 
     def run(self) -> int:
         """Serves until told to leave; returns the exit status."""
-        signal.signal(signal.SIGTERM, lambda *_: self._orphaned())  # the parent-death signal
+        signal.signal(PARENT_DIED, lambda *_: self._orphaned())
         self._watch(self._supervisor.fileno(), self._supervisor_says)
         self._watch(self._wake_reader.fileno(), self._woken)
         while not self._leaving:
-            timeout = self._keys.expire(time.monotonic()) if self._engine is not None else None
-            for fd, mask in self._epoll.poll(timeout):
+            for fd, mask in self._epoll.poll(self._timeout_s()):
                 if reader := self._readers.get(fd):
                     reader(mask)
             if self._engine is not None:
@@ -90,6 +92,14 @@ class Worker:
             self._engine.flush()
             self._thread.join()
         return 1 if self._engine_error else 0
+
+    def _timeout_s(self) -> float | None:
+        """Until the next signing request has waited too long; fails those that have."""
+        if self._engine is None:
+            return None
+        now = time.monotonic()
+        deadline = self._keys.expire(now)
+        return None if deadline is None else max(0.0, deadline - now)
 
     def _watch(self, fd: int, reader: Callable[[int], None], mask: int = select.EPOLLIN) -> None:
         self._readers[fd] = reader
@@ -343,6 +353,6 @@ def main(supervisor: Channel, index: int, supervisor_pid: int) -> int:
     """Entry point of a forked worker; returns its exit status."""
     process.set_name(f"kdaemon-wrk-{index}")
     process.harden()
-    process.die_with_parent(supervisor_pid, signal.SIGTERM)
+    process.die_with_parent(supervisor_pid, PARENT_DIED)
     key_schedule.use_hmac(hmac_digest)
     return Worker(supervisor, index).run()
