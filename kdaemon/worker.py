@@ -38,8 +38,8 @@ from kdaemon.observe import KeyLogFile, configure_logging, get_logger
 from kdaemon.tls import key_schedule
 from kdaemon.tls.signing import Role
 
-# The parent-death signal; not SIGTERM, which service managers and timeout(1) send to whole groups of processes: in a worker
-# that one is ignored, the supervisor alone answers it
+# The parent-death signal; not SIGTERM, which service managers and timeout(1) send to whole groups of processes: in
+# a worker that one is ignored, the supervisor alone answers it
 PARENT_DIED = signal.SIGUSR2
 ORPHAN_DEADLINE_MS = 500  # what connections get when the supervisor is gone
 CLIENT_SPIN_NS = 20_000  # how long idle client rings are looked at, where the program has a CPU of its own
