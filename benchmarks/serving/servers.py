@@ -39,8 +39,6 @@ http {{
     access_log off;
     sendfile on;
     tcp_nopush on;
-    keepalive_requests 1000000000;
-    keepalive_timeout 3600s;
     {open_file_cache}
     client_body_temp_path {directory}/nginx-body;
     proxy_temp_path {directory}/nginx-proxy;
