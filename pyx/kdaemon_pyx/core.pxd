@@ -84,7 +84,6 @@ ctypedef enum Operation:
     OPERATION_CLOSE
     OPERATION_ACCEPT
     OPERATION_WAKE                 # READ of the command eventfd
-    OPERATION_SIGNAL               # WRITE of the event eventfd
     OPERATION_PULL                 # pull-style receive or send: see pull.pyx
     OPERATION_MASK = 63
 
@@ -324,7 +323,6 @@ cdef struct Core:
     int command_fd                 # eventfd; owner: the Engine object
     int event_fd
     uint64_t wake_value            # READ target of command_fd
-    uint64_t signal_value          # WRITE source of event_fd
     uint8_t wake_armed
     uint8_t events_published       # this turn
     uint32_t asleep                # shared: the engine is, or is about to be, in io_uring_enter

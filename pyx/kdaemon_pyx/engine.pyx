@@ -144,7 +144,6 @@ cdef class Engine:
                 core.ktls_suites |= <uint32_t>1 << (suite & 31)
         core.ktls_rekey = ktls_rekey
         core.input_bytes_max = 65536
-        core.signal_value = 1
         self._set_deadlines({**DEADLINES_MS, **(deadlines_ms or {})})
         for i in range(LISTENERS_MAX):
             core.listeners[i].fd = -1
@@ -229,8 +228,8 @@ cdef class Engine:
         cdef Message message
         cdef uint64_t count
         cdef list events = []
-        # The eventfd first: a WRITE that comes between the two would be read away with event_signalled left at 1, and nothing
-        # would ever be signalled again. It may also be empty, when the WRITE that announced something is still on its way.
+        # The eventfd first: a write that comes between the two would be read away with event_signalled left at 1, and nothing
+        # would ever be signalled again.
         read(self.core.event_fd, &count, sizeof(count))
         # Pair: exchange in events_signal. What is published after this exchange is signalled again; what came before is popped below.
         exchange_u32(&self.core.event_signalled, 0)

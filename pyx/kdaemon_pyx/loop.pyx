@@ -5,7 +5,7 @@ afterwards. A sequentially consistent fence stands between the two steps on both
 """
 
 from libc.errno cimport EAGAIN
-from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from kdaemon_pyx cimport liburing as lu
@@ -17,7 +17,7 @@ from kdaemon_pyx.core cimport (
     CLOSE_CONTROL, CLOSE_DRAIN, CLOSE_DRAIN_DEADLINE, CLOSE_RESOURCES, CONNECTION_CLOSING, CONNECTION_ESTABLISHED,
     CONNECTION_HANDSHAKE, ITEM_CONTROL, ITEM_RAW, ITEM_REKEY, OPERATION_ACCEPT, OPERATION_CLOSE, OPERATION_FILE_READ,
     OPERATION_HANGUP, OPERATION_MASK, OPERATION_NONE, OPERATION_RECEIVE, OPERATION_RECEIVE_EXACT, OPERATION_RECEIVE_MESSAGE, OPERATION_SEND,
-    OPERATION_SEND_CONTROL, OPERATION_SIGNAL, OPERATION_WAKE, RECORD_LAYER_KERNEL, SERVICES_MAX, Connection, Core,
+    OPERATION_SEND_CONTROL, OPERATION_WAKE, RECORD_LAYER_KERNEL, SERVICES_MAX, Connection, Core,
     KeyMaterial, Listener)
 from kdaemon_pyx.file_range cimport file_range_read_done
 from kdaemon_pyx.handshake_io cimport handshake_received
@@ -44,6 +44,9 @@ cdef extern from "<time.h>" nogil:
         long tv_nsec
     int CLOCK_MONOTONIC_COARSE
     int clock_gettime(int clock, timespec* now)
+
+cdef extern from "<unistd.h>" nogil:
+    int64_t write(int fd, const void* data, size_t length)
 
 cdef enum:
     URING_ENTRIES = 1024
@@ -339,8 +342,8 @@ cdef bint services_run(Core* core) noexcept nogil:
 
 
 cdef void events_signal(Core* core) noexcept nogil:
-    """Wakes the control thread once per batch: by a WRITE that leaves with the turn's other submissions."""
-    cdef io_uring_sqe* sqe
+    """Wakes the control thread, once per batch. (A write(2): io_uring sends writes to an eventfd through its thread pool.)"""
+    cdef uint64_t one = 1
     if not core.events_published:
         return
     core.events_published = 0
@@ -348,10 +351,7 @@ cdef void events_signal(Core* core) noexcept nogil:
     if exchange_u32(&core.event_signalled, 1):
         return
     core.counters.signals += 1
-    sqe = uring_sqe(&core.uring)
-    lu.io_uring_prep_write(sqe, core.event_fd, &core.signal_value, sizeof(core.signal_value), 0)
-    lu.io_uring_sqe_set_flags(sqe, lu.IOSQE_CQE_SKIP_SUCCESS)
-    lu.io_uring_sqe_set_data64(sqe, OPERATION_SIGNAL)
+    write(core.event_fd, &one, sizeof(one))
 
 
 cdef int loop_run(Core* core) noexcept nogil:
@@ -379,6 +379,4 @@ cdef int loop_run(Core* core) noexcept nogil:
         wait = not active and core.dirty == NULL and queue_empty(&core.commands)
         result = uring_enter(&core.uring, wait, timers_next_ns(&core.timers, core.now_ns) + 1000000)
         store_release_u32(&core.asleep, 0)         # pair: load in Engine.flush; a late 1 costs one wake-up
-    # Events pushed last must still be seen: the WRITE above was submitted by the last uring_enter or is submitted now.
-    uring_enter(&core.uring, False, 0)
     return core.uring.error if core.uring.error else result
