@@ -22,20 +22,30 @@ def victim_site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-@pytest.fixture(scope="module", params=["off", pytest.param("require", marks=pytest.mark.guest)])
-def victim(
-    request: pytest.FixtureRequest, victim_site: Path, issued: Issued, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Daemon]:
-    """A daemon with one worker and a short handshake deadline, in user mode and, where it can be, in kernel mode.
+RECORD_LAYERS = ["off", pytest.param("require", marks=pytest.mark.guest)]
+
+
+@pytest.fixture(scope="module", params=RECORD_LAYERS)
+def victim(request: pytest.FixtureRequest, victim_site: Path, issued: Issued) -> Iterator[Daemon]:
+    """A daemon with one worker, in user mode and, where the kernel has it, in kernel mode.
 
     At the end it must stop cleanly with every socket given back, as always.
     """
+    with serve(victim_site, "--workers", "1", "--ktls", request.param, issued=issued) as daemon:
+        yield daemon
+
+
+@pytest.fixture(scope="module", params=RECORD_LAYERS)
+def impatient(
+    request: pytest.FixtureRequest, victim_site: Path, issued: Issued, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Daemon]:
+    """The same with a handshake deadline of HANDSHAKE_DEADLINE_MS; it must serve at the end, too."""
     configuration = tmp_path_factory.mktemp("configuration") / "kdaemon.toml"
     configuration.write_text(f"[deadlines]\nhandshake_ms = {HANDSHAKE_DEADLINE_MS}\n")
-    with serve(
-        victim_site, "--workers", "1", "--ktls", request.param, "--config", str(configuration), issued=issued
-    ) as daemon:
+    arguments = ("--workers", "1", "--ktls", request.param, "--config", str(configuration))
+    with serve(victim_site, *arguments, issued=issued) as daemon:
         yield daemon
+        assert fetch(daemon.address, daemon.ca).body == pattern(1024)
 
 
 @pytest.fixture

@@ -92,7 +92,7 @@ def forbidden(path: Path, source: str) -> set[str]:
     imports = imports_of_python(source, ".".join(where.parts[:-1]))
     if where.parts[:2] == ("kdaemon", "tls"):
         allowed = {*sys.stdlib_module_names, "cryptography"}
-        sockets_and_clocks = {"socket", "select", "selectors", "asyncio", "time", "ssl", "_socket"}
+        sockets_and_clocks = {"socket", "select", "selectors", "asyncio", "time", "_socket"}
         return {
             module
             for module in imports
