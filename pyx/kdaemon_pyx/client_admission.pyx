@@ -10,11 +10,11 @@ from kdaemon_pyx.client_control cimport (
     client_binding_accepted, client_binding_describe, client_binding_free, client_command_push, client_event_free, client_events_take,
 )
 from kdaemon_pyx.client_queue cimport client_create, client_free
-from kdaemon_pyx.client_service cimport client_service_destroy, client_service_initialize
+from kdaemon_pyx.client_service cimport client_service_destroy, client_service_initialize, client_service_new
 from kdaemon_pyx.client_types cimport (
     CLIENT_COMMAND_ATTACH, CLIENT_COMMAND_COMPLETE, CLIENT_COMMAND_DETACH, CLIENT_EVENT_CANCEL, CLIENT_EVENT_CONNECTION_CLOSED,
     CLIENT_EVENT_DETACHED, CLIENT_EVENT_DETACHING, CLIENT_EVENT_LISTENER_CLOSED, CLIENT_EVENT_OPERATION, CLIENT_NONE, Client,
-    ClientCommand, ClientEvent, ClientService, pthread_mutex_t,
+    ClientCommand, ClientEvent, pthread_mutex_t,
 )
 
 import errno as errno_module
@@ -50,7 +50,7 @@ cdef class Clients:
 
     def __cinit__(self, *, clients_max: int = 64):
         cdef int error
-        self.service = <ClientService*> calloc(1, sizeof(ClientService))
+        self.service = client_service_new()
         if self.service == NULL:
             raise MemoryError
         error = client_service_initialize(self.service, clients_max)

@@ -14,18 +14,20 @@ from kdaemon_pyx.client_abi cimport CLIENT_DETAIL_ALERT_SENT, CLIENT_DETAIL_TRUN
 from kdaemon_pyx.client_abi cimport client_info
 from kdaemon_pyx.client_admission cimport Clients
 from kdaemon_pyx.client_endpoint cimport (
-    client_connection_closed, client_deliver, client_end_of_data, client_established, client_read_failed, client_sent, client_writable,
+    client_connection_closed, client_deliver, client_end_of_data, client_established, client_read_failed, client_sent,
 )
+from kdaemon_pyx.client_operations cimport client_run_ready
+from kdaemon_pyx.client_queue cimport client_publish_completions
 from kdaemon_pyx.client_service cimport (
     client_service_detach_all, client_service_prepare_sleep, client_service_turn, client_service_wake,
 )
-from kdaemon_pyx.client_types cimport CLIENT_NONE, ClientBackend, ClientEndpoint, ClientService
+from kdaemon_pyx.client_types cimport CLIENT_ATTACHED, CLIENT_NONE, Client, ClientBackend, ClientEndpoint, ClientService
 from kdaemon_pyx.connection cimport (
     connection_close, connection_commit, connection_finish, connection_is_sending, connection_reserve, connection_resume, connection_room,
 )
 from kdaemon_pyx.core cimport (
     CLOSE_CONTROL, CLOSE_DEADLINE, CLOSE_DRAIN, CLOSE_DRAIN_DEADLINE, CLOSE_KEY_UPDATE, CLOSE_LIMIT, CLOSE_PEER, CLOSE_RECORD,
-    CLOSE_RESOURCES, CLOSE_SERVICE, CLOSE_TRUNCATED, OPERATION_NONE, RECORD_LAYER_KERNEL, Connection, Core,
+    CLOSE_RESOURCES, CLOSE_SERVICE, CLOSE_TRUNCATED, OPERATION_POLL, RECORD_LAYER_KERNEL, Connection, Core,
 )
 from kdaemon_pyx.lifecycle cimport connection_mark
 from kdaemon_pyx.liburing cimport io_uring_sqe
@@ -97,10 +99,12 @@ cdef int shutdown(ClientEndpoint* endpoint) noexcept nogil:
 
 cdef void close(ClientEndpoint* endpoint, bint orderly) noexcept nogil:
     cdef Connection* c = <Connection*> endpoint.connection
+    c.service_state = NULL         # it lingers, or is joined, on its own: nothing of the client is touched any more
     if orderly:
         connection_finish(c, CLOSE_SERVICE)
     else:
         connection_close(c, CLOSE_SERVICE)
+    client_connection_closed(endpoint, 0 if orderly else -ECONNRESET, 0)
 
 
 # --- the service: what the engine tells of a connection -------------------------------------------------------------------
@@ -114,7 +118,17 @@ cdef int on_established(Connection* c) noexcept nogil:
     if endpoint.info != NULL and endpoint.info_length >= sizeof(client_info):
         (<client_info*> endpoint.info).record_layer = (
             CLIENT_RECORD_LAYER_KERNEL if c.record_layer == RECORD_LAYER_KERNEL else CLIENT_RECORD_LAYER_USER)
+    settle(endpoint.client)
     return 0
+
+
+# The core may call the service after this turn's on_turn(): what it completed must not wait for the next one, which may be far away.
+cdef void settle(Client* client) noexcept nogil:
+    if client.state != CLIENT_ATTACHED:
+        return
+    if client.ready_head != CLIENT_NONE:
+        client_run_ready(client)
+    client_publish_completions(client)
 
 
 cdef void tell_end(Connection* c, ClientEndpoint* endpoint) noexcept nogil:
@@ -126,20 +140,29 @@ cdef void tell_end(Connection* c, ClientEndpoint* endpoint) noexcept nogil:
 
 cdef int64_t on_data(Connection* c, const uint8_t* data, uint64_t length) noexcept nogil:
     cdef ClientEndpoint* endpoint = <ClientEndpoint*> c.service_state
-    cdef uint64_t taken = client_deliver(endpoint, data, length)
+    cdef uint64_t taken = length
+    if endpoint == NULL:
+        return <int64_t> length
+    taken = client_deliver(endpoint, data, length)
     if taken == length and c.end_told:
         tell_end(c, endpoint)
+    settle(endpoint.client)
     return <int64_t> taken
 
 
 cdef void on_sent(Connection* c) noexcept nogil:
-    client_sent(<ClientEndpoint*> c.service_state)
+    cdef ClientEndpoint* endpoint = <ClientEndpoint*> c.service_state
+    if endpoint != NULL:
+        client_sent(endpoint)
+        settle(endpoint.client)
 
 
 cdef void on_end_of_data(Connection* c) noexcept nogil:
     # Plaintext that no READ asked for yet comes first: on_data tells the end then.
-    if c.input == NULL:
-        tell_end(c, <ClientEndpoint*> c.service_state)
+    cdef ClientEndpoint* endpoint = <ClientEndpoint*> c.service_state
+    if c.input == NULL and endpoint != NULL:
+        tell_end(c, endpoint)
+        settle(endpoint.client)
 
 
 cdef void on_deadline(Connection* c) noexcept nogil:
@@ -148,7 +171,7 @@ cdef void on_deadline(Connection* c) noexcept nogil:
 
 cdef void on_drain(Connection* c) noexcept nogil:
     cdef ClientEndpoint* endpoint = <ClientEndpoint*> c.service_state
-    if endpoint.writes.head == CLIENT_NONE:
+    if endpoint == NULL or endpoint.writes.head == CLIENT_NONE:
         connection_finish(c, CLOSE_DRAIN)
 
 
@@ -179,6 +202,7 @@ cdef void on_closed(Connection* c) noexcept nogil:
     elif reason != CLOSE_PEER and reason != CLOSE_SERVICE:
         error = -ECONNRESET
     client_connection_closed(endpoint, error, detail)
+    settle(endpoint.client)
 
 
 cdef uint64_t clock_ns() noexcept nogil:
@@ -197,8 +221,7 @@ cdef bint on_turn(Core* core) noexcept nogil:
         return False
     if clients.said_asleep:
         clients.said_asleep = False
-        if client_service_wake(clients):
-            clients.poll_armed = False     # one-shot: what made the epoll fd readable has fired it
+        client_service_wake(clients)
     if client_service_turn(clients):
         clients.idle_since_ns = 0
         return True
@@ -212,10 +235,10 @@ cdef bint on_turn(Core* core) noexcept nogil:
         return True
     clients.said_asleep = True
     if not clients.poll_armed:
-        clients.poll_armed = True
+        clients.poll_armed = 1
         sqe = uring_sqe(&core.uring)
         io_uring_prep_poll_add(sqe, clients.epoll_fd, POLLIN)
-        lu.io_uring_sqe_set_data64(sqe, OPERATION_NONE)
+        lu.io_uring_sqe_set_data64(sqe, <uint64_t> clients | OPERATION_POLL)
     return False
 
 

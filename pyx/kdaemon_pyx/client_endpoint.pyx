@@ -1,8 +1,8 @@
 """Endpoints of a client: table, first-in first-out queues per direction, accepted connections, ends of connections.
 
 Rules that keep this free of recursion: ``client_finish`` starts nothing; operations held behind a barrier are started by
-``client_run_ready`` (client_operations) at the end of the turn. A backend's ``close`` may call ``client_connection_closed`` within the
-call, so nobody touches the endpoint after it.
+``client_run_ready`` (client_operations) at the end of the turn. A backend's ``close`` calls ``client_connection_closed`` within the call:
+what lingers on the wire afterwards does not concern the client, whose memory can be returned at once.
 """
 
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
@@ -14,7 +14,7 @@ from kdaemon_pyx.client_control cimport client_binding_free, client_binding_get
 from kdaemon_pyx.client_queue cimport client_heap_remove, client_post, client_queue_remove
 from kdaemon_pyx.client_types cimport (
     CLIENT_ATTACHED, CLIENT_NONE, ENDPOINT_CLOSING, ENDPOINT_CONNECTION, ENDPOINT_ENDED, ENDPOINT_ESTABLISHED, ENDPOINT_FREE,
-    ENDPOINT_LISTENER, ENDPOINT_OPENING, ENDPOINT_RING, OPERATION_CLOSING, OPERATION_FREE, OPERATION_HELD, OPERATION_READING,
+    ENDPOINT_LISTENER, ENDPOINT_OPENING, OPERATION_FREE, OPERATION_HELD, OPERATION_READING,
     OPERATION_WRITING, Client, ClientBinding, ClientEndpoint, ClientOperation, ClientService,
 )
 
@@ -51,7 +51,7 @@ cdef ClientEndpoint* client_endpoint_new(Client* client, uint8_t kind) noexcept 
     endpoint.reads.head = endpoint.reads.tail = CLIENT_NONE
     endpoint.writes.head = endpoint.writes.tail = CLIENT_NONE
     endpoint.held.head = endpoint.held.tail = CLIENT_NONE
-    endpoint.opening_slot = endpoint.close_slot = endpoint.ready_next = CLIENT_NONE
+    endpoint.opening_slot = endpoint.ready_next = CLIENT_NONE
     endpoint.write_next = endpoint.pending_next = endpoint.pending_tail = CLIENT_NONE
     client.endpoint_count += 1
     return endpoint
@@ -151,19 +151,13 @@ cdef void fail_writes(Client* client, ClientEndpoint* endpoint, int64_t error, u
 
 # CLOSE has reached the head of its queue: everything before it is complete.
 cdef void carry_out_close(Client* client, ClientEndpoint* endpoint, uint32_t slot) noexcept nogil:
-    cdef ClientOperation* operation = &client.operations[slot]
     while endpoint.reads.head != CLIENT_NONE:
         client_finish(client, endpoint.reads.head, -ECANCELED, 0)
-    if endpoint.connection == NULL:
-        client_finish(client, slot, -ETIMEDOUT if endpoint.close_timed_out else 0, 0)
-        client_endpoint_free(client, endpoint)
-        return
-    endpoint.write_next = operation.next
-    client_queue_remove(client, &endpoint.writes, slot)
-    operation.state = OPERATION_CLOSING
-    endpoint.close_slot = slot
     endpoint.state = ENDPOINT_CLOSING
-    client.service.backend.close(endpoint, not endpoint.close_timed_out)
+    if endpoint.connection != NULL:
+        client.service.backend.close(endpoint, True)
+    client_finish(client, slot, -ETIMEDOUT if endpoint.close_timed_out else 0, 0)
+    client_endpoint_free(client, endpoint)
 
 
 cdef void client_pump_writes(Client* client, ClientEndpoint* endpoint) noexcept nogil:
@@ -259,15 +253,9 @@ cdef void client_read_failed(ClientEndpoint* endpoint, int32_t error, uint32_t d
 
 cdef void client_connection_closed(ClientEndpoint* endpoint, int32_t error, uint32_t detail) noexcept nogil:
     cdef Client* client = endpoint.client
-    cdef uint32_t slot
     endpoint.connection = NULL
     client.connection_count -= 1
-    if client.state != CLIENT_ATTACHED:
-        return
-    if endpoint.state == ENDPOINT_CLOSING:
-        slot = endpoint.close_slot
-        client_finish(client, slot, -ETIMEDOUT if endpoint.close_timed_out else 0, 0)
-        client_endpoint_free(client, endpoint)
+    if client.state != CLIENT_ATTACHED or endpoint.state == ENDPOINT_CLOSING:
         return
     if endpoint.error == 0:
         endpoint.error = error

@@ -10,7 +10,7 @@ from libc.string cimport memset
 from kdaemon_pyx.client_abi cimport (
     CLIENT_ACCEPT, CLIENT_ADOPT, CLIENT_BARRIER, CLIENT_CANCEL, CLIENT_CLOSE, CLIENT_CONNECT, CLIENT_EXPORT, CLIENT_INFO,
     CLIENT_LISTEN, CLIENT_NOP, CLIENT_OPCODE_COUNT, CLIENT_OPEN, CLIENT_READ, CLIENT_SHUTDOWN, CLIENT_START_TLS,
-    CLIENT_WRITE, client_completion, client_observe, client_parameters, client_publish, client_relax, client_submission,
+    CLIENT_WRITE, client_completion, client_parameters, client_publish, client_relax, client_submission,
 )
 from kdaemon_pyx.client_admission cimport Clients
 from kdaemon_pyx.client_loopback cimport client_loopback_backend, client_loopback_connections, client_loopback_control
@@ -21,7 +21,7 @@ from kdaemon_pyx.client_types cimport CLIENT_ATTACHED, OPERATION_FREE, Client, C
 
 import os
 import threading
-from collections import Counter
+
 
 cdef extern from "client_fetch.h" nogil:
     bint client_fetch_alters() noexcept
@@ -100,8 +100,9 @@ cdef void fill(Fuzzer* fuzzer, Client* client, client_submission* submission) no
     cdef uint8_t* byte
     cdef uint8_t opcode = menu[dice & 31]
     cdef uint32_t which
+    cdef int _
     memset(submission, 0, sizeof(client_submission))
-    for which in range(client.slot_count):
+    for _ in range(client.slot_count):
         fuzzer.slot_next = (fuzzer.slot_next + 1) % client.slot_count
         if client.operations[fuzzer.slot_next].state == OPERATION_FREE:
             break
@@ -150,7 +151,7 @@ cdef void fill(Fuzzer* fuzzer, Client* client, client_submission* submission) no
         fuzzer.opcodes[submission.slot] = opcode
     if (dice >> 52) % 8 > 2:
         return
-    for which in range(1 + <uint32_t> (dice >> 61) % 2):
+    for _ in range(1 + <int> ((dice >> 61) % 2)):
         dice = draw(fuzzer)
         if dice & 3 == 0:
             (<uint8_t*> submission)[(dice >> 2) % sizeof(client_submission)] = <uint8_t> (dice >> 16)
@@ -356,18 +357,18 @@ cdef class Harness:
 cdef int run_rounds(Fuzzer* fuzzer, ClientService* service, Client* client, uint64_t wanted, bint trusted,
                     uint64_t* submissions, uint64_t* rejected) noexcept nogil:
     cdef client_submission submission    # private: the rewriter alters what is shared
-    cdef uint32_t count, i
+    cdef uint32_t count
+    cdef int _
     cdef uint64_t dice
-    cdef uint64_t rounds
     cdef uint32_t index = client.index
     cdef uint64_t seen_submissions = 0
     cdef uint64_t seen_rejected = 0
-    for rounds in range(20000):
+    for _ in range(20000):
         if fuzzer.entries >= wanted:
             break
         dice = draw(fuzzer)
         count = <uint32_t> dice % 48
-        for i in range(count):
+        for _ in range(<int> count):
             fill(fuzzer, client, &submission)
             client.submissions[fuzzer.submission_tail & (client.submission_entries - 1)] = submission
             fuzzer.submission_tail += 1

@@ -9,7 +9,7 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 
-from kdaemon_pyx.client_abi cimport CLIENT_ADOPT, CLIENT_CONNECT, CLIENT_EXPORT, CLIENT_LISTEN, CLIENT_OPEN
+from kdaemon_pyx.client_abi cimport CLIENT_CONNECT, CLIENT_EXPORT, CLIENT_LISTEN, CLIENT_OPEN
 from kdaemon_pyx.client_control cimport client_binding_accepted, client_binding_describe, client_event_free, client_events_take
 from kdaemon_pyx.client_endpoint cimport (
     client_connection_closed, client_deliver, client_end_of_data, client_established, client_writable,
@@ -113,7 +113,7 @@ cdef void answer(ClientService* service, ClientEvent* event) noexcept nogil:
     cdef ClientCommand command
     cdef Client* client = service.clients[event.client_index]
     cdef uint8_t[4] info = [1, 2, 3, 4]
-    cdef uint32_t i
+    cdef int _
     if client == NULL or client.generation != event.client_generation or client.state != CLIENT_ATTACHED:
         return
     memset(&command, 0, sizeof(command))
@@ -132,7 +132,7 @@ cdef void answer(ClientService* service, ClientEvent* event) noexcept nogil:
             command.result = -EOPNOTSUPP
         client_control_complete(client, &command)
         if event.opcode == CLIENT_LISTEN:
-            for i in range(event.parameters.port % 8):
+            for _ in range(event.parameters.port % 8):
                 establish(service, client_binding_accepted(service, event.binding, info, sizeof(info)))
         return
     client_binding_describe(service, event.binding, info, sizeof(info))

@@ -1,8 +1,8 @@
 """What a client may ask for: each submission is validated here, on its private copy, then started, held, or refused."""
 
-from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t
 from libc.stdlib cimport malloc
-from libc.string cimport memcpy, memset
+from libc.string cimport memcpy
 
 from kdaemon_pyx.client_abi cimport (
     CLIENT_ACCEPT, CLIENT_ADOPT, CLIENT_BARRIER, CLIENT_CANCEL, CLIENT_CLOSE, CLIENT_CONNECT, CLIENT_EXPORT, CLIENT_INFO,
@@ -19,8 +19,8 @@ from kdaemon_pyx.client_queue cimport (
 )
 from kdaemon_pyx.client_types cimport (
     CLIENT_EVENT_CANCEL, CLIENT_EVENT_CONNECTION_CLOSED, CLIENT_EVENT_LISTENER_CLOSED, CLIENT_EVENT_OPERATION, CLIENT_NONE,
-    ENDPOINT_CONNECTION, ENDPOINT_ENDED, ENDPOINT_ESTABLISHED, ENDPOINT_FREE, ENDPOINT_LISTENER, ENDPOINT_PLAIN, ENDPOINT_RING,
-    OPERATION_CLOSING, OPERATION_CONTROL, OPERATION_FREE, OPERATION_HELD, OPERATION_READING, OPERATION_WRITING, Client,
+    ENDPOINT_CONNECTION, ENDPOINT_ESTABLISHED, ENDPOINT_FREE, ENDPOINT_LISTENER, ENDPOINT_PLAIN, ENDPOINT_RING,
+    OPERATION_CONTROL, OPERATION_FREE, OPERATION_HELD, OPERATION_READING, OPERATION_WRITING, Client,
     ClientCommand, ClientEndpoint, ClientEvent, ClientOperation,
 )
 
@@ -394,10 +394,6 @@ cdef int cancel(Client* client, uint32_t slot, int error) noexcept nogil:
             client_finish(client, slot, error, 0)
         if endpoint.write_next != CLIENT_NONE:
             client_pump_writes(client, endpoint)
-    elif operation.state == OPERATION_CLOSING:
-        if error == -ECANCELED:
-            return -EALREADY
-        abort_close(client, endpoint)
     elif operation.state == OPERATION_CONTROL and operation.opening_index != CLIENT_NONE:
         event = client_event_new(client, CLIENT_EVENT_CANCEL)
         if event == NULL:

@@ -13,7 +13,7 @@ from posix.mman cimport MAP_FAILED, MAP_SHARED, PROT_READ, PROT_WRITE, mmap, mun
 from posix.unistd cimport close, ftruncate
 
 from kdaemon_pyx.client_abi cimport (
-    CLIENT_AWAKE, CLIENT_MAGIC, CLIENT_PAGE, CLIENT_VERSION_MAJOR, CLIENT_VERSION_MINOR, client_completion, client_header,
+    CLIENT_MAGIC, CLIENT_PAGE, CLIENT_VERSION_MAJOR, CLIENT_VERSION_MINOR, client_completion, client_header,
     client_must_ring, client_observe, client_parameters, client_publish, client_submission,
 )
 from kdaemon_pyx.client_types cimport (
@@ -124,7 +124,7 @@ cdef int client_create(
     ring.client = client
     ring.kind = ENDPOINT_RING
     ring.reads.head = ring.reads.tail = ring.writes.head = ring.writes.tail = CLIENT_NONE
-    ring.opening_slot = ring.close_slot = ring.ready_next = CLIENT_NONE
+    ring.opening_slot = ring.ready_next = CLIENT_NONE
     ring.held.head = ring.held.tail = ring.write_next = ring.pending_next = ring.pending_tail = CLIENT_NONE
     client.header.magic = CLIENT_MAGIC
     client.header.version_major = CLIENT_VERSION_MAJOR

@@ -12,7 +12,7 @@ from cpython.exc cimport PyErr_CheckSignals
 from libc.errno cimport EINTR, errno
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
-from libc.string cimport memcpy, memset
+from libc.string cimport memcpy
 from posix.mman cimport MAP_FAILED, MAP_SHARED, PROT_READ, PROT_WRITE, mmap, munmap
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 from posix.unistd cimport close
@@ -22,7 +22,7 @@ from kdaemon_pyx.client_abi cimport (
     client_observe, client_parameters, client_publish, client_relax, client_say_asleep, client_say_awake, client_submission,
     fill_parameters,
 )
-from kdaemon_pyx.client_arena cimport Arena, arena_allocate, arena_destroy, arena_initialize, arena_release
+from kdaemon_pyx.client_arena cimport arena_allocate, arena_destroy, arena_initialize, arena_release
 
 import errno as errno_module
 import os
@@ -71,27 +71,8 @@ cdef uint64_t monotonic_ns() noexcept nogil:
     return <uint64_t> now.tv_sec * 1000000000 + <uint64_t> now.tv_nsec
 
 
-cdef class ClientRing
-
-
-@cython.final
 cdef class Operation:
     """One posted operation. Buffer protocol: the bytes that a completed READ or INFO got, in the arena, without a copy."""
-
-    cdef ClientRing ring
-    cdef uint64_t offset               # of the arena block, while has_block
-    cdef uint64_t user_data
-    cdef int64_t raw_result
-    cdef uint32_t length
-    cdef uint32_t slot
-    cdef int exports                   # memoryviews of the arena block
-    cdef bint has_block
-    cdef uint8_t state
-    cdef readonly uint64_t handle
-    cdef readonly uint32_t detail
-    cdef readonly uint8_t opcode
-    cdef public object context         # the poster's own
-    cdef object callback
 
     def __init__(self):
         raise TypeError("operations are made by posting them")
@@ -146,35 +127,6 @@ cdef class Operation:
 
 cdef class ClientRing:
     """One lane to one worker of the daemon. See the module's docstring for lifetime and threads."""
-
-    cdef uint8_t* memory
-    cdef uint64_t memory_size
-    cdef client_header* header
-    cdef client_submission* submissions
-    cdef client_completion* completions
-    cdef client_parameters* slots
-    cdef uint8_t* arena
-    cdef readonly uint64_t arena_size
-    cdef Arena arena_state
-    cdef uint32_t submission_tail
-    cdef uint32_t submission_mask
-    cdef uint32_t completion_head
-    cdef uint32_t completion_mask
-    cdef readonly uint32_t slot_count
-    cdef uint32_t free_count
-    cdef uint32_t* free_slots          # stack
-    cdef uint64_t user_data            # of the last operation posted
-    cdef list operations               # by slot; keeps what is in flight alive
-    cdef list called_back              # complete, callback not yet run
-    cdef list followers                # (operation, lock) of waiting threads that do not sleep on the doorbell themselves
-    cdef bint has_leader
-    cdef bint dead
-    cdef long pid
-    cdef int memory_fd
-    cdef int doorbell_fd
-    cdef int attach_fd
-    cdef public uint64_t spin_ns       # how long a wait looks at the ring before it sleeps
-    cdef readonly uint64_t doorbells   # sent
 
     def __cinit__(self, int memory_fd, int doorbell_fd, int attach_fd):
         cdef client_header header
@@ -448,11 +400,11 @@ cdef class ClientRing:
         cdef pollfd[2] fds
         cdef uint8_t[64] bytes
         cdef uint64_t until = 0
-        cdef int got, i
+        cdef int got, _
         if self.spin_ns:
             until = monotonic_ns() + (self.spin_ns if timeout_ns < 0 or <uint64_t> timeout_ns > self.spin_ns else timeout_ns)
             while True:
-                for i in range(64):
+                for _ in range(64):
                     if client_observe(&self.header.completion_tail) != self.completion_head or operation.state == COMPLETE:
                         return 1
                     client_relax()

@@ -15,7 +15,9 @@ cdef int client_service_wake(ClientService* service) noexcept nogil
 cdef void client_service_detach_all(ClientService* service) noexcept nogil
 cdef bint client_service_is_empty(ClientService* service) noexcept nogil
 
-# service is calloc'ed; on error the caller destroys it.
+# Zeroed and aligned; NULL without memory.
+cdef ClientService* client_service_new() noexcept nogil
+# On error the caller destroys it.
 cdef int client_service_initialize(ClientService* service, uint32_t clients_max) noexcept nogil
 # Frees everything, `service` included. The engine thread does not run any more.
 cdef void client_service_destroy(ClientService* service) noexcept nogil

@@ -4,35 +4,38 @@ Fairness: a turn takes at most ``SUBMISSIONS_PER_TURN`` submissions of each clie
 """
 
 from libc.errno cimport ENOMEM, errno
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free, malloc
-from libc.string cimport memcpy, memset
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free
+from libc.string cimport memset
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, itimerspec, timespec
 from posix.unistd cimport close, read
 
 from kdaemon_pyx.client_abi cimport (
-    client_completion, client_info, client_parameters, client_say_asleep, client_say_awake, client_submission,
+    client_say_asleep, client_say_awake, client_submission,
 )
 from kdaemon_pyx.client_control cimport (
-    client_binding_accepted, client_binding_describe, client_binding_free, client_binding_free_all, client_command_free,
-    client_command_push, client_commands_take, client_control_destroy, client_control_initialize, client_event_free,
-    client_event_new, client_event_push, client_events_take,
+    client_binding_free_all, client_command_free,
+    client_commands_take, client_control_destroy, client_control_initialize,
+    client_event_new, client_event_push,
 )
 from kdaemon_pyx.client_operations cimport client_control_complete, client_expire, client_run_ready, client_submit
 from kdaemon_pyx.client_queue cimport (
-    client_create, client_drain_doorbell, client_free, client_has_submissions, client_next_submission,
+    client_drain_doorbell, client_free, client_has_submissions, client_next_submission,
     client_publish_completions,
 )
 from kdaemon_pyx.client_types cimport (
-    CLIENT_ATTACHED, CLIENT_COMMAND_ATTACH, CLIENT_COMMAND_COMPLETE, CLIENT_COMMAND_DETACH, CLIENT_DETACHING,
-    CLIENT_EVENT_CANCEL, CLIENT_EVENT_CONNECTION_CLOSED, CLIENT_EVENT_DETACHED, CLIENT_EVENT_DETACHING,
-    CLIENT_EVENT_LISTENER_CLOSED, CLIENT_EVENT_OPERATION, CLIENT_NONE, DETACH_ASKED, DETACH_HANG_UP, Client, ClientCommand,
-    ClientEndpoint, ClientEvent, ClientService, pthread_mutex_t,
+    CLIENT_ATTACHED, CLIENT_COMMAND_ATTACH, CLIENT_COMMAND_DETACH, CLIENT_DETACHING,
+    CLIENT_EVENT_DETACHED, CLIENT_EVENT_DETACHING,
+    CLIENT_NONE, DETACH_ASKED, DETACH_HANG_UP, Client, ClientCommand,
+    ClientEvent, ClientService, pthread_mutex_t,
 )
 
 cdef extern from "pthread.h" nogil:
     int pthread_mutex_lock(pthread_mutex_t* mutex)
     int pthread_mutex_unlock(pthread_mutex_t* mutex)
+
+cdef extern from "stdlib.h" nogil:
+    int posix_memalign(void** memory, size_t alignment, size_t size)
 
 cdef extern from "sys/epoll.h" nogil:
     ctypedef union epoll_data_t:
@@ -75,6 +78,14 @@ cdef int service_watch(ClientService* service, int fd, uint64_t what) noexcept n
     event.events = EPOLLIN | EPOLLRDHUP
     event.data.u64 = what
     return -errno if epoll_ctl(service.epoll_fd, EPOLL_CTL_ADD, fd, &event) < 0 else 0
+
+
+cdef ClientService* client_service_new() noexcept nogil:
+    cdef void* memory = NULL
+    if posix_memalign(&memory, 64, sizeof(ClientService)) != 0:
+        return NULL
+    memset(memory, 0, sizeof(ClientService))
+    return <ClientService*> memory
 
 
 cdef int client_service_initialize(ClientService* service, uint32_t clients_max) noexcept nogil:
@@ -193,7 +204,8 @@ cdef uint32_t client_service_turn(ClientService* service) noexcept nogil:
     cdef ClientCommand* next_command
     cdef Client* client
     cdef uint32_t done = 0
-    cdef uint32_t i, index
+    cdef uint32_t index
+    cdef int _
     if service.commands_head != NULL:       # a look without the mutex: a late one is seen when command_fd wakes us
         command = client_commands_take(service)
         while command != NULL:
@@ -208,7 +220,7 @@ cdef uint32_t client_service_turn(ClientService* service) noexcept nogil:
     if service.fair_start >= service.clients_used:
         service.fair_start = 0
     index = service.fair_start
-    for i in range(service.clients_used):
+    for _ in range(<int> service.clients_used):
         client = service.clients[index]
         if client != NULL:
             done += client_turn(client)

@@ -21,7 +21,6 @@ ctypedef enum ClientOperationState:
     OPERATION_READING                  # in `reads`: READ, or ACCEPT of a listener
     OPERATION_WRITING                  # in `writes`: WRITE, SHUTDOWN, CLOSE
     OPERATION_CONTROL                  # with the control thread, which answers by client_control_complete()
-    OPERATION_CLOSING                  # CLOSE whose connection is being joined
 
 ctypedef enum ClientEndpointKind:
     ENDPOINT_FREE = 0
@@ -80,7 +79,6 @@ cdef struct ClientEndpoint:
     ClientQueue writes
     ClientQueue held
     uint32_t opening_slot              # the operation that makes it (OPEN ...) or changes it (START_TLS), CLIENT_NONE
-    uint32_t close_slot                # CLOSE once it is carried out, CLIENT_NONE
     uint32_t ready_next
     uint32_t write_next                # first of `writes` that is not wholly with the connection
     uint32_t active                    # operations started and not completed
@@ -157,7 +155,7 @@ cdef struct ClientBackend:
     bint (*is_sent)(ClientEndpoint* endpoint) noexcept nogil
     # close_notify after what was written; reading goes on. 0 or a negative errno.
     int (*shutdown)(ClientEndpoint* endpoint) noexcept nogil
-    # orderly: close_notify, then close; else at once. client_connection_closed() follows, maybe within the call.
+    # orderly: close_notify, then close; else at once. Calls client_connection_closed() before it returns; what lingers is the backend's.
     void (*close)(ClientEndpoint* endpoint, bint orderly) noexcept nogil
 
 # To the control thread: an operation it must carry out, or news about a client.
@@ -218,7 +216,8 @@ cdef struct ClientBinding:
     uint8_t* info                      # for the connection to come, owned
     uint32_t info_length
 
-cdef struct ClientService:
+cdef struct ClientService:           # 64-byte aligned: the uring's completion carries its address
+    uint32_t poll_armed                # a one-shot poll of epoll_fd is with the uring
     const ClientBackend* backend
     Client** clients
     uint8_t* places                    # 1: promised to a client; guarded by the mutex
@@ -229,7 +228,6 @@ cdef struct ClientService:
     uint64_t spin_ns                   # how long idle rings are looked at before the engine sleeps
     uint64_t idle_since_ns
     bint said_asleep                   # prepare_sleep() was the last thing that happened
-    bint poll_armed                    # a one-shot poll of epoll_fd is with the uring
     int epoll_fd                       # doorbells, timer, commands: one fd for the engine to wait on
     int timer_fd
     int command_fd

@@ -85,6 +85,7 @@ ctypedef enum Operation:
     OPERATION_ACCEPT
     OPERATION_WAKE                 # READ of the command eventfd
     OPERATION_PULL                 # pull-style receive or send: see pull.pyx
+    OPERATION_POLL                 # a service's one-shot poll: the address is its "armed" word, which is set to 0
     OPERATION_MASK = 63
 
 # Traffic secrets of an established connection: what the control thread needs for a KeyUpdate or a ticket after it has forgotten

@@ -16,7 +16,7 @@ from kdaemon_pyx.connection cimport connection_advance, connection_expired
 from kdaemon_pyx.core cimport (
     CLOSE_CONTROL, CLOSE_DRAIN, CLOSE_DRAIN_DEADLINE, CLOSE_RESOURCES, CONNECTION_CLOSING, CONNECTION_ESTABLISHED,
     CONNECTION_HANDSHAKE, ITEM_CONTROL, ITEM_RAW, ITEM_REKEY, OPERATION_ACCEPT, OPERATION_CLOSE, OPERATION_FILE_READ,
-    OPERATION_HANGUP, OPERATION_MASK, OPERATION_NONE, OPERATION_RECEIVE, OPERATION_RECEIVE_EXACT, OPERATION_RECEIVE_MESSAGE, OPERATION_SEND,
+    OPERATION_HANGUP, OPERATION_MASK, OPERATION_NONE, OPERATION_POLL, OPERATION_RECEIVE, OPERATION_RECEIVE_EXACT, OPERATION_RECEIVE_MESSAGE, OPERATION_SEND,
     OPERATION_SEND_CONTROL, OPERATION_WAKE, RECORD_LAYER_KERNEL, SERVICES_MAX, Connection, Core,
     KeyMaterial, Listener)
 from kdaemon_pyx.file_range cimport file_range_read_done
@@ -267,6 +267,9 @@ cdef void completed(Core* core, uint64_t user_data, int32_t result, uint32_t fla
             core.counters.wakes += 1
         if not core.stopping:
             wake_arm(core)
+        return
+    if operation == OPERATION_POLL:
+        (<uint32_t*>c)[0] = 0
         return
     if c == NULL:
         return

@@ -1,0 +1,390 @@
+"""libtls against a real daemon: both roles, real peers, user mode here and the kernel's record layer in the guests."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import socket
+import ssl
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+
+import pytest
+from support.certificates import Issued
+from support.content import pattern
+from support.daemon import Daemon, serve, socket_count, status
+from support.waiting import DEADLINE_S, eventually
+
+from libtls import Lane, TlsError, errors
+from libtls.connection import Connection, Listener
+from libtls.functions import tls_connect, tls_listen, tls_open, tls_start
+
+
+def socket_of(daemon: Daemon) -> str:
+    return str(daemon.stderr_path.parent / "kdaemon.sock")
+
+
+@pytest.fixture(scope="module", params=["off", pytest.param("require", marks=pytest.mark.guest)])
+def daemon(
+    request: pytest.FixtureRequest, issued: Issued, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Daemon]:
+    """One daemon for all tests of a record layer; at its end every connection must be gone."""
+    directory = tmp_path_factory.mktemp("site")
+    (directory / "index.html").write_bytes(b"<!doctype html><title>kdaemon</title>\n")
+    (directory / "large.bin").write_bytes(pattern(8 << 20))
+    with serve(directory, "--workers", "1", "--ktls", request.param, issued=issued) as daemon:
+        # The first connection starts the thread that resolves and connects, which keeps two sockets of its own.
+        lane = Lane.attach(socket_of(daemon))
+        tls_open("localhost", daemon.port, cafile=daemon.ca, lane=lane).wait(DEADLINE_S).close()
+        lane.close()
+        eventually(lambda: is_idle(daemon), "the first client is gone")
+        daemon.sockets_at_start = socket_count(daemon.pids)
+        yield daemon
+
+
+def is_idle(daemon: Daemon) -> bool:
+    report = status(daemon)
+    workers = report["workers"]
+    assert isinstance(workers, list)
+    return not report["clients"] and all(worker["connections"] == 0 for worker in workers)
+
+
+@pytest.fixture
+def lane(daemon: Daemon) -> Iterator[Lane]:
+    lane = Lane.attach(socket_of(daemon))
+    yield lane
+    lane.close()
+    eventually(lambda: not status(daemon)["clients"], "the client is detached")
+
+
+@pytest.fixture
+def listener(lane: Lane) -> Listener:
+    return tls_listen(certificate="localhost", alpn=["echo"], lane=lane).wait(DEADLINE_S)
+
+
+def in_thread(function: Callable[[], object]) -> threading.Thread:
+    thread = threading.Thread(target=function, daemon=True)
+    thread.start()
+    return thread
+
+
+def dial(daemon: Daemon, listener: Listener) -> ssl.SSLSocket:
+    context = ssl.create_default_context(cafile=str(daemon.ca))
+    context.set_alpn_protocols(["echo"])
+    plain = socket.create_connection(("127.0.0.1", listener.port), DEADLINE_S)
+    return context.wrap_socket(plain, server_hostname="localhost")
+
+
+def pair(daemon: Daemon, listener: Listener) -> tuple[ssl.SSLSocket, Connection]:
+    accept = listener.accept_operation()
+    peer = dial(daemon, listener)
+    return peer, accept.wait(DEADLINE_S)
+
+
+def test_a_program_serves_tls_with_nothing_but_libtls(daemon: Daemon, listener: Listener) -> None:
+    """`openssl s_client` talks to it."""
+    accept = listener.accept_operation()
+    command = ["openssl", "s_client", "-connect", f"127.0.0.1:{listener.port}", "-CAfile", str(daemon.ca)]
+    command += ["-verify_return_error", "-verify_hostname", "localhost", "-servername", "localhost", "-alpn", "echo"]
+    with subprocess.Popen(
+        [*command, "-quiet"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as client:
+        assert client.stdin is not None
+        assert client.stdout is not None
+        client.stdin.write(b"a question\n")
+        client.stdin.flush()
+        with accept.wait(DEADLINE_S) as connection:
+            assert connection.read() == b"a question\n"
+            connection.write(b"an answer\n")
+            assert client.stdout.readline() == b"an answer\n"
+            info = connection.info()
+        assert client.wait(DEADLINE_S) == 0
+    assert info.alpn == "echo"
+    assert info.server_name == "localhost"
+    assert info.version == "TLSv1.3"
+    assert info.record_layer == ("user" if daemon.ready[0].backend == "user" else "kernel")
+
+
+def test_a_page_is_fetched_through_the_daemon(daemon: Daemon, lane: Lane) -> None:
+    with tls_open("localhost", daemon.port, cafile=daemon.ca, alpn=["http/1.1"], lane=lane).wait(DEADLINE_S) as page:
+        page.write(b"GET /large.bin HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        head, _, body = page.makefile().read().partition(b"\r\n\r\n")
+        assert page.info().peer_certificate
+    assert head.startswith(b"HTTP/1.1 200 OK")
+    assert body == pattern(8 << 20)
+
+
+@pytest.mark.parametrize("megabytes", [16, pytest.param(1024, marks=pytest.mark.slow)])
+def test_bulk_each_way(daemon: Daemon, listener: Listener, megabytes: int) -> None:
+    """Equal SHA-256 of what was sent and what arrived, both directions at the same time."""
+    peer, connection = pair(daemon, listener)
+    piece, there, back = os.urandom(1 << 20), hashlib.sha256(), hashlib.sha256()
+    expected = hashlib.sha256()
+    for _ in range(megabytes):
+        expected.update(piece)
+
+    def peer_sends() -> None:
+        for _ in range(megabytes):
+            peer.sendall(piece)
+
+    def program_sends() -> None:
+        for _ in range(megabytes):
+            connection.write(piece)
+
+    def peer_receives() -> None:
+        left = megabytes << 20
+        while left:
+            data = peer.recv(1 << 16)
+            assert data
+            back.update(data)
+            left -= len(data)
+
+    threads = [in_thread(function) for function in (peer_sends, program_sends, peer_receives)]
+    left = megabytes << 20
+    while left:
+        data = connection.read(1 << 18)
+        there.update(data)
+        left -= len(data)
+    for thread in threads:
+        thread.join(DEADLINE_S * 10)
+    assert there.digest() == back.digest() == expected.digest()
+    connection.close()
+    peer.close()
+
+
+def test_both_ends_through_the_daemon(daemon: Daemon, lane: Lane, listener: Listener) -> None:
+    accept = listener.accept_operation()
+    client = tls_open("127.0.0.1", listener.port, cafile=daemon.ca, alpn=["echo"], lane=lane).wait(DEADLINE_S)
+    server = accept.wait(DEADLINE_S)
+    for size in (1, 1000, 16384, 16385, 200_000):
+        data = os.urandom(size)
+        write = client.write_operation(data)
+        got = b""
+        while len(got) < size:
+            got += server.read()
+        assert got == data
+        assert write.wait(DEADLINE_S) == size
+    client.close()
+    assert server.read() == b""
+    server.close()
+
+
+def test_connect_then_start_tls(daemon: Daemon, lane: Lane) -> None:
+    connection = tls_connect("localhost", daemon.port, lane=lane).wait(DEADLINE_S)
+    with pytest.raises(OSError, match="READ"):
+        connection.read()
+    tls_start(connection, "localhost", cafile=daemon.ca, alpn=["http/1.1"]).wait(DEADLINE_S)
+    connection.write(b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+    assert connection.read().startswith(b"HTTP/1.1 200 OK")
+    connection.close()
+
+
+def test_shutdown_of_one_direction(daemon: Daemon, listener: Listener) -> None:
+    """close_notify goes out, reading goes on (RFC 8446 section 6.1)."""
+    peer, connection = pair(daemon, listener)
+    connection.write(b"that is all")
+    connection.shutdown()
+    assert peer.recv(100) == b"that is all"
+    assert peer.recv(100) == b""
+    peer.sendall(b"I have more")
+    assert connection.read() == b"I have more"
+    with pytest.raises(errors.BrokenConnection):
+        connection.write(b"x")
+    connection.close()
+    peer.close()
+
+
+def test_end_of_data_comes_after_data_that_nobody_asked_for_yet(daemon: Daemon, listener: Listener) -> None:
+    peer, connection = pair(daemon, listener)
+    peer.sendall(b"late reader")
+    goodbye = in_thread(lambda: peer.unwrap().close())  # returns when our close_notify is there, too
+    assert connection.read(4) == b"late"
+    assert connection.read() == b" reader"
+    assert connection.read() == b""
+    assert connection.read() == b""
+    connection.close()
+    goodbye.join(DEADLINE_S)
+
+
+def test_truncation_is_not_an_end(daemon: Daemon, listener: Listener) -> None:
+    peer, connection = pair(daemon, listener)
+    peer.sendall(b"half a")
+    socket.socket(fileno=peer.detach()).close()
+    assert connection.read() == b"half a"
+    with pytest.raises(errors.Truncated, match="close_notify"):
+        connection.read()
+    connection.close()
+
+
+def test_write_to_a_peer_that_does_not_read(daemon: Daemon, listener: Listener) -> None:
+    """Its deadline passes midway: a short count, and what was queued behind it does not leave a hole."""
+    peer, connection = pair(daemon, listener)
+    first = connection.write_operation(bytes(8 << 20), timeout=1.0)
+    behind = connection.write_operation(b"behind")
+    moved = first.wait(DEADLINE_S)
+    assert 0 < moved < 8 << 20
+    with pytest.raises(errors.Cancelled):
+        behind.wait(DEADLINE_S)
+    received = 0
+    while received < moved:
+        received += len(peer.recv(1 << 16))
+    assert received == moved
+    connection.close(timeout=5)
+    peer.close()
+
+
+def test_barrier(daemon: Daemon, listener: Listener) -> None:
+    peer, connection = pair(daemon, listener)
+    read = connection.read_operation()
+    barrier = connection.barrier_operation()
+    write = connection.write_operation(b"after")
+    assert not write.done
+    peer.sendall(b"before")
+    assert read.wait(DEADLINE_S) == b"before"
+    assert barrier.wait(DEADLINE_S) == 0
+    assert write.wait(DEADLINE_S) == 5
+    assert peer.recv(10) == b"after"
+    connection.close()
+    peer.close()
+
+
+def test_many_connections_at_once(daemon: Daemon, lane: Lane, listener: Listener) -> None:
+    accepts = [listener.accept_operation() for _ in range(50)]
+    opens = [tls_open("127.0.0.1", listener.port, cafile=daemon.ca, alpn=["echo"], lane=lane) for _ in range(50)]
+    clients = [operation.wait(DEADLINE_S) for operation in opens]
+    servers = [operation.wait(DEADLINE_S) for operation in accepts]
+    reads = [server.read_operation() for server in servers]
+    for number, client in enumerate(clients):
+        client.write(b"%d" % number)
+    assert sorted(int(read.wait(DEADLINE_S)) for read in reads) == list(range(50))
+    for connection in (*clients, *servers):
+        connection.close()
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, errors.CertificateUntrusted),
+        ({"server_name": "wrong.example", "trusted": True}, errors.CertificateNameMismatch),
+        ({"alpn": ["spdy"], "trusted": True}, errors.AlertReceived),
+    ],
+)
+def test_refused_handshakes(
+    daemon: Daemon, lane: Lane, listener: Listener, options: dict[str, object], expected: type[TlsError]
+) -> None:
+    trusted = {"cafile": daemon.ca} if options.pop("trusted", False) else {}
+    with pytest.raises(expected):
+        tls_open("127.0.0.1", listener.port, lane=lane, **trusted, **options).wait(DEADLINE_S)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("made", "expected"),
+    [
+        ({"expired": True}, errors.CertificateExpired),
+        ({"names": ("other.example",)}, errors.CertificateNameMismatch),
+    ],
+)
+def test_bad_certificates(
+    lane: Lane,
+    make_issued: Callable[..., Issued],
+    made: dict[str, object],
+    expected: type[TlsError],
+) -> None:
+    """Presented by another server."""
+    issued = make_issued(**made)
+    with tls_server(issued) as port, pytest.raises(expected):
+        tls_open("localhost", port, cafile=issued.ca, lane=lane).wait(DEADLINE_S)
+
+
+class tls_server:
+    """A server that shakes hands with whoever comes, by Python's ssl."""
+
+    def __init__(self, issued: Issued) -> None:
+        self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self.context.load_cert_chain(issued.certificate, issued.key)
+
+    def __enter__(self) -> int:
+        self.listener = socket.create_server(("localhost", 0))
+        self.thread = in_thread(self.run)
+        return int(self.listener.getsockname()[1])
+
+    def run(self) -> None:
+        while True:
+            try:
+                plain, _ = self.listener.accept()
+            except OSError:
+                return
+            try:
+                self.context.wrap_socket(plain, server_side=True).close()
+            except OSError:
+                plain.close()
+
+    def __exit__(self, *_: object) -> None:
+        self.listener.shutdown(socket.SHUT_RDWR)
+        self.listener.close()
+        self.thread.join(DEADLINE_S)
+
+
+def test_hosts_that_do_not_answer(lane: Lane) -> None:
+    with pytest.raises(errors.NameNotResolved):
+        tls_open("no-such-host.invalid", 443, lane=lane).wait(DEADLINE_S)
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    with pytest.raises(errors.ConnectionRefused):
+        tls_open("127.0.0.1", port, lane=lane).wait(DEADLINE_S)
+    with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises(errors.DeadlinePassed):
+        tls_open("127.0.0.1", silent.getsockname()[1], timeout=0.2, lane=lane).wait(DEADLINE_S)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        operation = tls_open("127.0.0.1", silent.getsockname()[1], lane=lane)
+        silent.accept()[0].close()
+        with pytest.raises(TlsError):
+            operation.wait(DEADLINE_S)
+
+
+def test_listen_errors(lane: Lane, listener: Listener) -> None:
+    with pytest.raises(OSError, match="No such file"):
+        tls_listen(certificate="nobody.example", lane=lane).wait(DEADLINE_S)
+    with pytest.raises(OSError, match="in use"):
+        tls_listen(port=listener.port, lane=lane).wait(DEADLINE_S)
+    with pytest.raises(OSError, match="Invalid argument"):
+        tls_listen("not an address", lane=lane).wait(DEADLINE_S)
+
+
+def test_double_close_and_use_after_close(daemon: Daemon, lane: Lane, listener: Listener) -> None:
+    peer, connection = pair(daemon, listener)
+    stale = Connection(lane, connection.handle)
+    connection.close()
+    connection.close()
+    for use in (stale.read, lambda: stale.write(b"x"), stale.close):
+        with pytest.raises(errors.ConnectionClosed):
+            use()
+    peer.close()
+
+
+def test_destroy_in_flight_is_refused(daemon: Daemon, listener: Listener) -> None:
+    peer, connection = pair(daemon, listener)
+    read = connection.read_operation()
+    with pytest.raises(BlockingIOError, match="in flight"):
+        read.destroy()
+    with read:
+        pass
+    assert read.done
+    read.destroy()
+    connection.close()
+    peer.close()
+
+
+def test_a_user_mode_write_is_sealed_once(daemon: Daemon, listener: Listener) -> None:
+    """The program may reuse its buffer as soon as the operation is posted."""
+    peer, connection = pair(daemon, listener)
+    buffer = bytearray(b"first" * 1000)
+    write = connection.write_operation(buffer)
+    buffer[:] = b"other" * 1000
+    received = b""
+    while len(received) < 5000:
+        received += peer.recv(8192)
+    assert received == b"first" * 1000
+    assert write.wait(DEADLINE_S) == 5000
+    connection.close()
+    peer.close()
