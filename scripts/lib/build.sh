@@ -53,10 +53,12 @@ with open(sys.argv[1], "rb") as file:
     KDAEMON_EXTENSIONS=0 venv_install --no-build-isolation -e "$REPOSITORY${1:+[$1]}"
 }
 
+# Shows each module as it is translated and compiled; everything the compilers say is kept for a failure.
 build_engine() {
     local log
     log=$(mktemp)
-    if ! (cd "$REPOSITORY" && "$VENV_PYTHON" setup.py -q build_ext --inplace) >"$log" 2>&1; then
+    if ! (cd "$REPOSITORY" && PYTHONUNBUFFERED=1 "$VENV_PYTHON" setup.py build_ext --inplace) 2>&1 | tee "$log" |
+        sed -nu -e "s/^\\(\\[.*\\] Cythonizing\\) .*\\/\\(.*\\)/  \\1 \\2/p" -e "s/^building '\\(.*\\)' extension/  compiling \\1/p" >&2; then
         cat "$log" >&2
         rm -f "$log"
         die "the engine did not build: the compiler's words are above"
