@@ -217,7 +217,8 @@ cdef void receive_held(Connection* c) noexcept nogil:
         if not paused(c):
             c.cipher_start += open_records(c, c.cipher.data + c.cipher_start, c.cipher_end - c.cipher_start)
         release_hold(c)
-    if c.receive_keys_pending and c.cipher == NULL and not paused(c):
+    # After a close_notify too: a connection is the kernel's in both directions or not at all, whoever counts them.
+    if c.receive_keys_pending and c.cipher == NULL and not c.rekey_pending and c.state != CONNECTION_CLOSING:
         install_receive_keys(c)
 
 

@@ -12,6 +12,7 @@ import hashlib
 import os
 import signal
 import socket
+import ssl
 import struct
 import subprocess
 import termios
@@ -19,9 +20,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from support.certificates import Issued
 from support.clients import MemoryClient, fetch
 from support.content import pattern
-from support.daemon import Daemon, status
+from support.daemon import Daemon, serve, status
 from support.peers import PEERS, SUITES, Peer, python_ssl
 from support.waiting import DEADLINE_S, eventually
 
@@ -33,9 +35,20 @@ Serve = Callable[..., Daemon]
 COUNTERS = ("TlsTxSw", "TlsRxSw", "TlsCurrTxSw", "TlsCurrRxSw")
 
 
-@pytest.fixture
-def required(kdaemon: Serve) -> Daemon:
-    return kdaemon("--ktls", "require", "--workers", "1")
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("site")
+    (directory / "small.txt").write_bytes(pattern(1024))
+    (directory / "medium.bin").write_bytes(pattern(50_001))  # gnutls-cli writes it out in one system call per byte
+    (directory / "large.bin").write_bytes(pattern((1 << 20) + 1))
+    return directory
+
+
+@pytest.fixture(scope="module")
+def required(site: Path, issued: Issued) -> Iterator[Daemon]:
+    """One daemon for all: starting one takes seconds in a guest."""
+    with serve(site, "--ktls", "require", "--workers", "1", issued=issued) as daemon:
+        yield daemon
 
 
 def counted() -> dict[str, int]:
@@ -65,7 +78,8 @@ def test_it_says_that_the_kernel_does_the_records(required: Daemon) -> None:
     told = status(required)
     assert told["ktls"]["available"] is True  # type: ignore[index]
     [worker] = told["workers"]  # type: ignore[misc]
-    assert worker["record_layer"] == {"kernel": 1, "user": 0}
+    assert worker["record_layer"]["kernel"] >= 1
+    assert worker["record_layer"]["user"] == 0
 
 
 @pytest.mark.guest_core
@@ -73,7 +87,7 @@ def test_it_says_that_the_kernel_does_the_records(required: Daemon) -> None:
 @pytest.mark.parametrize("peer", [pytest.param(peer, id=name) for name, peer in PEERS.items()])
 def test_each_peer_with_each_suite(required: Daemon, site: Path, peer: Peer, suite: str) -> None:
     with counts(1):
-        assert peer(required, "/large.bin", suite, ["x25519"]) == (site / "large.bin").read_bytes()
+        assert peer(required, "/medium.bin", suite, ["x25519"]) == (site / "medium.bin").read_bytes()
 
 
 @pytest.mark.guest_core
@@ -196,7 +210,7 @@ def test_a_client_that_vanishes_leaves_nothing_in_the_kernel(required: Daemon) -
                 client.handshake()
                 client.request(b"GET /large.bin HTTP/1.1\r\nHost: localhost\r\n\r\n")
                 client.send()
-                client.receive()
+                eventually(lambda: counted()["TlsCurrRxSw"] == 1, "the connection is the kernel's")
                 client.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
 
 
@@ -229,21 +243,24 @@ def test_a_key_update_is_followed_or_ends_the_connection_in_order(required: Daem
 
 
 @pytest.mark.slow
-def test_sigterm_in_the_middle_of_a_download(site: Path, kdaemon: Serve) -> None:
+def test_sigterm_in_the_middle_of_a_download(site: Path, issued: Issued) -> None:
     """The download completes from the kernel's record layer, and the daemon ends with status 0."""
-    content = pattern(50_000_000)
+    content = pattern(20_000_000)
     (site / "big.bin").write_bytes(content)
-    daemon = kdaemon("--ktls", "require", "--workers", "1")
-    with counts(1), MemoryClient(daemon.address, daemon.ca) as client:
-        client.handshake()
-        client.request(b"GET /big.bin HTTP/1.1\r\nHost: localhost\r\n\r\n")
-        client.send()
-        while not client.receive():
-            pass
-        daemon.signal(signal.SIGTERM)
-        response = client.response()
-        assert hashlib.sha256(response.body).digest() == hashlib.sha256(content).digest()
-    assert daemon.wait() == 0
+    context = ssl.create_default_context(cafile=str(issued.ca))
+    with serve(site, "--ktls", "require", "--workers", "1", issued=issued, ends_by_itself=True) as daemon:
+        with counts(1), daemon.connect() as plain, context.wrap_socket(plain, server_hostname="localhost") as client:
+            client.sendall(b"GET /big.bin HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            head, _, begin = client.recv(16384).partition(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 200")
+            daemon.signal(signal.SIGTERM)
+            digest, length = hashlib.sha256(begin), len(begin)
+            while piece := client.recv(1 << 20):
+                digest.update(piece)
+                length += len(piece)
+        assert (length, digest.digest()) == (len(content), hashlib.sha256(content).digest())
+        assert daemon.wait() == 0
+        daemon.assert_nothing_left()
 
 
 def test_ktls_off_leaves_the_kernel_out(kdaemon: Serve, site: Path) -> None:
