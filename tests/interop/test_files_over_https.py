@@ -264,7 +264,7 @@ def changed_while_sent(daemon: Daemon, path: Path, change: str) -> tuple[bytes, 
 @pytest.mark.parametrize("change", ["truncate", "rewrite", "replace"])
 def test_a_file_that_changes_while_it_is_sent(server: Daemon, root: Path, change: str) -> None:
     path = root / f"changing-{change}.bin"
-    content = pattern(64 << 20)
+    content = pattern(24 << 20)
     path.write_bytes(content)
     body, truncated = changed_while_sent(server, path, change)
     if change == "replace":
