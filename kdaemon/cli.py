@@ -9,7 +9,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from kdaemon import __version__
-from kdaemon.config import Certificate, Config, ConfigError, Listener, Site, check, load, parse_address
+from kdaemon.config import Certificate, Config, ConfigError, Listener, check, load, parse_address
+from kdaemon.site_settings import Site
 
 EXIT_OK, EXIT_FAILURE, EXIT_USAGE = 0, 1, 2
 

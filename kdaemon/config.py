@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from kdaemon.site_settings import AccessLog, Http, MediaType, Site, http_limits, media_types, site_rules
+
 RecordLayerPolicy = Literal["auto", "require", "off"]
 
 
@@ -32,12 +34,6 @@ def _path(default: str = "") -> str:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Listener:
     address: str  # "ADDR:PORT", "[ADDR]:PORT"; port 0: the kernel chooses
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Site:
-    root: str = field(metadata={"path": True})
-    names: tuple[str, ...] = ()  # server names it answers to; empty: every other name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,6 +111,9 @@ class Config:
     clients: Clients = Clients()
     users: Users = Users()
     log: Log = Log()
+    http: Http = field(default_factory=Http)
+    media_type: tuple[MediaType, ...] = ()
+    access_log: AccessLog = field(default_factory=AccessLog)
 
 
 def load(path: str | Path) -> Config:
@@ -164,6 +163,15 @@ def check(config: Config) -> None:
     for index, site in enumerate(config.site):
         if not Path(site.root).is_dir():
             raise _KeyProblem(("site", index, "root"), f"{site.root!r} is not a folder")
+        try:
+            site_rules(site, -1)
+        except ValueError as error:
+            raise _KeyProblem(("site", index), str(error)) from None
+    try:
+        http_limits(config.http)
+        media_types(config.http, config.media_type)
+    except ValueError as error:
+        raise _KeyProblem(("http",), str(error)) from None
     if len([site for site in config.site if not site.names]) > 1:
         raise _KeyProblem(("site", len(config.site) - 1), "only one site may leave out names")
     for index, certificate in enumerate(config.certificate):

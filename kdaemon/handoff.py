@@ -5,15 +5,14 @@ negotiates only such suites and lets no connection go another way, `off` never a
 and commits; this module says what it is given. Which service and site: by ALPN and by server name.
 """
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from kdaemon_pyx import http_config
 from kdaemon_pyx.engine import Engine
 
-from kdaemon.config import Config, RecordLayerPolicy, Site
+from kdaemon.config import Config, RecordLayerPolicy
 from kdaemon.key_protocol import TicketKey
+from kdaemon.site_settings import Site
 from kdaemon.tls import tickets
 from kdaemon.tls.configuration import DEFAULT_CIPHER_SUITES, Credential, ServerConfig
 from kdaemon.tls.handshake import Established
@@ -36,13 +35,17 @@ class KtlsFacts:
 class ConnectionPolicy:
     """Decides where an established connection goes. Immutable; a reload makes another."""
 
-    def __init__(self, sites: Sequence[Site]) -> None:
-        self._site_by_name = {name.lower(): index for index, site in enumerate(sites) for name in site.names}
-        self._site_default = next((index for index, site in enumerate(sites) if not site.names), 0)
+    def __init__(self, sites: Sequence[Site], first: int = 0) -> None:
+        self._site_by_name = {name.lower(): first + index for index, site in enumerate(sites) for name in site.names}
+        self._site_default = first + next((index for index, site in enumerate(sites) if not site.names), 0)
 
     def site(self, server_name: str | None) -> int:
-        """Index of the site that answers to `server_name`."""
-        return self._site_by_name.get((server_name or "").lower(), self._site_default)
+        """Number that the file service knows the site by that answers to `server_name`: exact, then `*.`."""
+        name = (server_name or "").lower()
+        for candidate in (name, "*." + name.partition(".")[2]):
+            if (index := self._site_by_name.get(candidate)) is not None:
+                return index
+        return self._site_default
 
     def install(self, engine: Engine, connection: int, established: Established) -> None:
         """Gives the connection to the engine; the caller drops the handshake, and every secret with it, right after."""
@@ -68,17 +71,6 @@ def hand_over(engine: Engine, connection: int, established: Established, service
         service=service,
         site=site,
     )
-
-
-def open_sites(config: Config) -> list[http_config.Site]:
-    """The sites as the file service takes them, in the order of ConnectionPolicy.site(); the caller owns their fds.
-
-    Raises OSError when a folder cannot be opened.
-    """
-    return [
-        http_config.Site(os.open(site.root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC), names=site.names)
-        for site in config.site
-    ]
 
 
 def engine_record_layer(config: Config, ktls: KtlsFacts) -> RecordLayerPolicy:

@@ -3,6 +3,7 @@
 One thread, one event loop. Startup: sockets, keymgr and zygote side by side, workers, `ready` lines. From then on
 it replaces what dies: a worker (its connections are lost, nobody else's), the zygote (nothing is lost), keymgr
 (handshakes wait until the next one has the keys). SIGTERM or SIGINT drains; the second one cuts. SIGHUP reloads.
+SIGUSR1 opens the access log anew.
 """
 
 import asyncio
@@ -11,7 +12,7 @@ import platform
 import signal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -19,6 +20,7 @@ from typing import Any
 from kdaemon_pyx.client_abi import HELLO_SIZE, lane_of_hello
 
 from kdaemon import __version__, process
+from kdaemon.access_log import open_log
 from kdaemon.channel import Channel, Message
 from kdaemon.children import BackOff, Child, describe_status
 from kdaemon.config import Config, to_mapping
@@ -30,6 +32,11 @@ from kdaemon.observe import get_logger
 STARTUP_DEADLINE_S = 60.0
 STATUS_DEADLINE_S = 2.0
 EXIT_GRACE_S = 10.0  # beyond the drain deadline, for processes to leave by themselves
+
+# Keys of the configuration that a reload leaves as they are
+NEEDS_RESTART = (
+    "listen", "workers", "ktls", "socket", "limits", "users", "deadlines", "http", "media_type", "access_log",
+)  # fmt: skip
 
 EXIT_OK = 0
 EXIT_FAILURE = 1
@@ -100,6 +107,7 @@ class Supervisor:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop_signal)
         loop.add_signal_handler(signal.SIGHUP, self._reload_signal)
+        loop.add_signal_handler(signal.SIGUSR1, self._reopen_signal)
         try:
             await self._start()
             await self._wait(lambda: self._stopping)
@@ -112,6 +120,11 @@ class Supervisor:
     async def _start(self) -> None:
         if self._config.ktls == "require" and not self._ktls.available:
             raise StartError(f"ktls is required and cannot be used: {self._ktls.detail} (see: kdaemon doctor)")
+        if path := self._config.access_log.path:
+            try:
+                os.close(open_log(path))
+            except OSError as error:
+                raise StartError(f"the access log {path} cannot be opened: {error.strerror}") from None
         self._listeners, warnings = open_listeners(
             [listener.address for listener in self._config.listen], len(self._slots)
         )
@@ -219,6 +232,24 @@ class Supervisor:
         slot.child.send(message, (theirs.fileno(),))
         ours.close()
         theirs.close()
+        self._send_access_log([slot])
+
+    def _reopen_signal(self) -> None:
+        self._send_access_log(self._slots)
+
+    def _send_access_log(self, slots: Sequence[WorkerSlot]) -> None:
+        """Opens the access log, anew after it was moved away, and gives it to the workers."""
+        if not self._config.access_log.path:
+            return
+        try:
+            fd = open_log(self._config.access_log.path)
+        except OSError as error:
+            self._log.error("access log cannot be opened", path=self._config.access_log.path, problem=error.strerror)
+            return
+        for slot in slots:
+            if slot.child is not None:
+                slot.child.send({"type": "access_log"}, (fd,))
+        os.close(fd)
 
     # Workers, forked by the zygote
 
@@ -394,11 +425,10 @@ class Supervisor:
         config = self._load_config()
         if self._stopping or self._keymgr_next is not None:
             return
-        fixed = ("listen", "workers", "ktls", "socket", "limits", "users", "deadlines")
-        ignored = [name for name in fixed if getattr(config, name) != getattr(self._config, name)]
+        ignored = [name for name in NEEDS_RESTART if getattr(config, name) != getattr(self._config, name)]
         if ignored:
             self._log.warning("reload: these keys need a restart", keys=ignored)
-        self._spawn_keymgr(replace(config, **{name: getattr(self._config, name) for name in fixed}))
+        self._spawn_keymgr(replace(config, **{name: getattr(self._config, name) for name in NEEDS_RESTART}))
 
     def _attach_client(self, connection: socket.socket) -> None:
         """A libtls program: its lane is a worker, which reads the hello and decides."""

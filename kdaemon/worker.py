@@ -21,8 +21,10 @@ from kdaemon_pyx.client_connection import SERVICE_CLIENTS, ClientConnections
 from kdaemon_pyx.engine import Engine
 from kdaemon_pyx.file_service import FileService
 from kdaemon_pyx.hkdf import hmac_digest
+from kdaemon_pyx.http_log import AccessLog
 
 from kdaemon import process
+from kdaemon.access_log import AccessLogWriter
 from kdaemon.attach import Attachments
 from kdaemon.attach_connect import Connector
 from kdaemon.attach_operations import ClientOperations, Settings
@@ -30,11 +32,12 @@ from kdaemon.channel import Channel, Message
 from kdaemon.config import Config, from_mapping
 from kdaemon.control_records import ControlRecords
 from kdaemon.credential_store import CredentialStore
-from kdaemon.handoff import ConnectionPolicy, KtlsFacts, engine_record_layer, open_sites, server_config
+from kdaemon.handoff import ConnectionPolicy, KtlsFacts, engine_record_layer, server_config
 from kdaemon.handshake_driver import HandshakeDriver
 from kdaemon.key_client import KeyChannel, KeyClient
 from kdaemon.key_protocol import TicketKey
 from kdaemon.observe import KeyLogFile, configure_logging, get_logger
+from kdaemon.site_settings import http_limits, media_types, open_sites
 from kdaemon.tls import key_schedule
 from kdaemon.tls.signing import Role
 
@@ -91,6 +94,8 @@ class Worker:
             self._engine.stop()
             self._engine.flush()
             self._thread.join()
+        if self._engine is not None and self._access_log is not None:
+            self._access_log.close()
         return 1 if self._engine_error else 0
 
     def _timeout_s(self) -> float | None:
@@ -113,8 +118,16 @@ class Worker:
 
     def _start_engine(self) -> None:
         deadlines = self._config.deadlines
+        ring = AccessLog(self._config.access_log.format) if self._config.access_log.path else None
+        self._access_log = AccessLogWriter(ring, self._log) if ring is not None else None
         # Owner of the roots: this process, as long as the engine's file service is
-        self._file_service = FileService(open_sites(self._config))
+        self._file_service = FileService(
+            open_sites(self._config.site),
+            http_limits(self._config.http),
+            media_types(self._config.http, self._config.media_type),
+            ring,
+        )
+        self._sites_first = 0
         self._clients = Clients(clients_max=self._config.clients.clients_max)
         spin_ns = CLIENT_SPIN_NS if (os.cpu_count() or 1) > 1 else 0
         self._engine = Engine(
@@ -259,6 +272,8 @@ class Worker:
                     self._attachments.take(socket.socket(fileno=fds[0]), message["lane_count"], message["uid"])
                 else:
                     os.close(fds[0])
+            case "access_log":
+                self._use_access_log(fds[0])
             case "drain":
                 self._drain(message["deadline_ms"])
 
@@ -276,21 +291,30 @@ class Worker:
         self._listener_fds = dict(enumerate(fds))
 
     def _configure(self, message: Message, fds: list[int]) -> None:
-        self._config = from_mapping(message["config"])
+        before, self._config = self._config, from_mapping(message["config"])
         configure_logging(self._config.log, f"worker-{self._index}")
         self._credentials = CredentialStore(message["credentials"])
         if self._engine is None:
             self._start_engine()
+        elif before.site != self._config.site:
+            # Connections of the old sites stay with them; new ones get the new numbers
+            self._sites_first = self._file_service.add_sites(open_sites(self._config.site))
         if self._config.keylog and self._key_log is None:
             self._key_log = KeyLogFile(self._config.keylog)
         if self._ticket_keys:
             self._renew()
         self._attach_keymgr(fds[0])
 
+    def _use_access_log(self, fd: int) -> None:
+        if self._engine is not None and self._access_log is not None:
+            self._access_log.use(fd)
+        else:
+            os.close(fd)
+
     def _renew(self) -> None:
         """What new connections begin with, after a change of configuration, credentials or ticket keys."""
         config = server_config(self._config, self._ktls, self._credentials.select, self._ticket_keys, self._key_log)
-        self._driver.configure(config, ConnectionPolicy(self._config.site))
+        self._driver.configure(config, ConnectionPolicy(self._config.site, self._sites_first))
         self._attachments.configure(self._config.clients)
         self._operations.configure(
             Settings(self._config.clients, config, self._credentials, config.cipher_suites, self._key_log)

@@ -56,9 +56,20 @@ cdef class FileContext:
     def __dealloc__(self):
         file_table_teardown(&self.context.table)
 
+    def add_sites(self, sites):
+        """Adds sites for connections to come: the number of the first. What is there already stays, with its root_fd.
+
+        For the control thread: the engine reads a site only after it was told its number, through the queue of commands.
+        """
+        first = self._sites.add(sites)
+        self.context.site_count = self._sites.count
+        return first
+
     def counters(self):
         """Counts since the start: responses_1xx … responses_5xx, file_opens, and the gauges file_entries, file_content_bytes."""
         counts = {f"responses_{i}xx": self.context.responses[i] for i in range(1, 6)}
+        if self._log is not None:
+            counts.update(self._log.counters())
         counts["file_opens"] = self.context.table.opens
         counts["file_entries"] = self.context.table.orders[<int>LIST_FILES].count
         counts["file_names_missing"] = self.context.table.orders[<int>LIST_NAMES].count

@@ -130,7 +130,7 @@ cdef class Loopback:
         self._output = bytearray()
         self._session = session_open(&context.context, <Connection*>&self._wire, site, kernel_layer)
         if self._session == NULL:
-            raise MemoryError
+            raise ValueError(f"no site {site}")
 
     def __dealloc__(self):
         if self._wire.file != NULL:

@@ -86,6 +86,7 @@ cdef struct HttpSession:
     uint64_t boundary
     Representation* representation  # one reference
 
+# NULL: no memory, or no such site.
 cdef HttpSession* session_open(HttpContext* context, Connection* connection, uint32_t site, bint kernel_layer) noexcept nogil
 cdef int64_t session_on_data(HttpSession* session, const uint8_t* data, uint64_t length) noexcept nogil
 cdef void session_on_sent(HttpSession* session) noexcept nogil

@@ -18,12 +18,15 @@ cdef enum:
 cdef HttpSession* session_open(
     HttpContext* context, Connection* connection, uint32_t site, bint kernel_layer
 ) noexcept nogil:
-    cdef HttpSession* session = <HttpSession*>calloc(1, sizeof(HttpSession))
+    cdef HttpSession* session
+    if site >= context.site_count:
+        return NULL
+    session = <HttpSession*>calloc(1, sizeof(HttpSession))
     if session == NULL:
         return NULL
     session.context = context
     session.connection = connection
-    session.site = site if site < context.site_count else 0
+    session.site = site
     session.kernel_layer = kernel_layer
     session.keep_alive = True
     if context.log != NULL:

@@ -6,6 +6,7 @@ from kdaemon_pyx.http_request cimport Slice
 
 cdef enum:
     LINES_MAX = 32                 # header rules of one site
+    SITES_MAX = 1024               # in the life of a service
 
 cdef struct HeaderRuleC:
     Slice pattern

@@ -81,18 +81,28 @@ cdef Slice error_page(const SiteC* site, int status) noexcept nogil:
 
 
 cdef class SiteTable:
-    """The C form of a sequence of ``http_config.Site``. Immutable once made."""
+    """The C form of ``http_config.Site`` objects. Sites are added and never change or go, so that a thread that was told a site's number
+    may read the site without a lock.
+    """
 
     def __cinit__(self, sites):
+        self._texts = []
+        self._arrays = []
+        self.sites = <SiteC*>self._array(SITES_MAX * sizeof(SiteC))
+        self.add(sites)
+
+    def add(self, sites):
+        """The number of the first of ``sites``; the others follow. Raises ValueError when there are none, or too many."""
+        cdef uint32_t first = self.count
         sites = list(sites)
         if not sites:
             raise ValueError("a file service needs one site at least")
-        self._texts = []
-        self._arrays = []
-        self.count = <uint32_t>len(sites)
-        self.sites = <SiteC*>self._array(self.count * sizeof(SiteC))
+        if first + len(sites) > SITES_MAX:
+            raise ValueError(f"more than {SITES_MAX} sites, reloads included: restart the daemon")
         for i, given in enumerate(sites):
-            self._fill(&self.sites[i], given)
+            self._fill(&self.sites[first + i], given)
+        self.count = first + <uint32_t>len(sites)
+        return first
 
     cdef Slice _slice(self, text):
         cdef Slice slice

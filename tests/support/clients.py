@@ -106,12 +106,19 @@ class MemoryClient:
     `flight` collects what is to be sent; `send` sends it. So a test decides how the bytes are cut and what follows.
     """
 
-    def __init__(self, address: tuple[str, int], ca: Path, *, context: ssl.SSLContext | None = None) -> None:
+    def __init__(
+        self,
+        address: tuple[str, int],
+        ca: Path,
+        *,
+        context: ssl.SSLContext | None = None,
+        server_hostname: str = "localhost",
+    ) -> None:
         if context is None:
             context = ssl.create_default_context(cafile=str(ca))
             context.minimum_version = ssl.TLSVersion.TLSv1_3
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        self.tls = context.wrap_bio(self._incoming, self._outgoing, server_hostname="localhost")
+        self.tls = context.wrap_bio(self._incoming, self._outgoing, server_hostname=server_hostname)
         self.socket = socket.create_connection(address, DEADLINE_S)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 

@@ -198,7 +198,7 @@ def environment(mark: str, state: Path) -> dict[str, str]:
 
 @contextmanager
 def serve(
-    directory: Path,
+    directory: Path | None,
     *arguments: str,
     issued: Issued | None = None,
     listeners: Sequence[str] = ("127.0.0.1:0",),
@@ -208,6 +208,7 @@ def serve(
 ) -> Iterator[Daemon]:
     """Runs `python -m kdaemon serve DIRECTORY ARGUMENTS…` until the block ends; yields at its ready lines.
 
+    `directory`: None if a configuration among the arguments names the sites.
     `issued`: its certificate; without one the daemon makes its own. `prefix`: a command to run it under (`prlimit …`).
     At the end the daemon is stopped and its clean end asserted, unless `ends_by_itself`: the test then does it.
     If the block raises, everything is killed and the daemon's standard error is added to the report.
@@ -217,7 +218,7 @@ def serve(
     with tempfile.TemporaryDirectory(prefix="kd-") as state_name:
         state = Path(state_name)
         stderr_path = state / "stderr"
-        command = [*prefix, sys.executable, "-m", "kdaemon", "serve", str(directory)]
+        command = [*prefix, sys.executable, "-m", "kdaemon", "serve", *([str(directory)] if directory else [])]
         for listener in listeners:
             command += ["--listen", listener]
         command += [*(issued.arguments if issued else []), *arguments]

@@ -1,0 +1,125 @@
+"""Sites as a configuration file says them: names and 421, rules, reload, the access log and SIGUSR1."""
+
+from __future__ import annotations
+
+import json
+import signal
+import ssl
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import pytest
+from support.certificates import Issued
+from support.clients import MemoryClient, Response
+from support.daemon import Daemon, control, serve
+from support.waiting import eventually
+
+
+def ask(daemon: Daemon, server_name: str, target: str, host: str = "", *headers: str) -> Response:
+    """One request with `server_name` as SNI and `host` (default: the same) as Host; any certificate will do."""
+    context = ssl.create_default_context(cafile=str(daemon.ca))
+    context.check_hostname = False
+    lines = [f"GET {target} HTTP/1.1", f"Host: {host or server_name}", "Connection: close", *headers, "", ""]
+    with MemoryClient(daemon.address, daemon.ca, context=context, server_hostname=server_name) as client:
+        client.handshake(send_finished=True)
+        client.request("\r\n".join(lines).encode())
+        client.send()
+        return client.response()
+
+
+@pytest.fixture
+def sites(tmp_path: Path) -> Path:
+    """A configuration file with two sites; its folder has the sites' folders."""
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "index.html").write_text(name)
+    (tmp_path / "one" / "404.html").write_text("own page")
+    (tmp_path / "one" / "a.weird").write_text("weird")
+    (tmp_path / "one" / "sub").mkdir()
+    path = tmp_path / "kdaemon.toml"
+    path.write_text(
+        f"""
+        [[site]]
+        root = "{tmp_path}/one"
+        names = ["one.test", "*.one.test"]
+        listing = true
+        [[site.error_page]]
+        status = 404
+        path = "/404.html"
+        [[site.header]]
+        name = "Strict-Transport-Security"
+        value = "max-age=31536000"
+        [[site.redirect]]
+        path = "/old/*"
+        to = "https://new.test/*"
+        status = 308
+        [[site]]
+        root = "{tmp_path}/two"
+        [[media_type]]
+        suffix = "weird"
+        type = "text/x-weird"
+        [access_log]
+        path = "{tmp_path}/access.log"
+        format = "json"
+        """
+    )
+    return path
+
+
+def serve_file(sites: Path, issued: Issued) -> AbstractContextManager[Daemon]:
+    return serve(None, "--workers", "2", "--config", str(sites), issued=issued)
+
+
+def logged(sites: Path, name: str = "access.log") -> list[dict[str, object]]:
+    path = sites.with_name(name)
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def test_sites_and_their_rules(sites: Path, issued: Issued) -> None:
+    with serve_file(sites, issued) as daemon:
+        assert ask(daemon, "one.test", "/").body == b"one"
+        assert ask(daemon, "a.one.test", "/").body == b"one"
+        assert ask(daemon, "other.test", "/").body == b"two"
+        assert ask(daemon, "one.test", "/", "two.test").status == 421
+        missing = ask(daemon, "one.test", "/none")
+        assert (missing.status, missing.body) == (404, b"own page")
+        assert missing.headers["strict-transport-security"] == "max-age=31536000"
+        moved = ask(daemon, "one.test", "/old/x")
+        assert (moved.status, moved.headers["location"]) == (308, "https://new.test/x")
+        assert ask(daemon, "one.test", "/a.weird").headers["content-type"] == "text/x-weird"
+        listing = ask(daemon, "one.test", "/sub/", "", "Accept: application/json")
+        assert (listing.status, json.loads(listing.body)) == (200, [])
+        assert ask(daemon, "two.test", "/none").body.startswith(b"404")
+
+
+def test_sites_change_at_a_reload(sites: Path, issued: Issued) -> None:
+    with serve_file(sites, issued) as daemon:
+        assert ask(daemon, "one.test", "/").body == b"one"
+        text = sites.read_text()
+        third = sites.with_name("three")
+        third.mkdir()
+        (third / "index.html").write_text("three")
+        sites.write_text(f'[[site]]\nroot = "{third}"\nnames = ["three.test"]\n' + text)
+        assert control(daemon, "reload").returncode == 0
+        eventually(lambda: ask(daemon, "three.test", "/").body == b"three", "the new site is served")
+        assert ask(daemon, "one.test", "/").body == b"one"
+        assert ask(daemon, "other.test", "/").body == b"two"
+
+
+def test_access_log_and_its_reopening(sites: Path, issued: Issued) -> None:
+    with serve_file(sites, issued) as daemon:
+        for number in range(4):
+            ask(daemon, "one.test", f"/{number}", "", "User-Agent: test")
+        eventually(lambda: len(logged(sites)) == 4, "four lines are in the log")
+        entry = logged(sites)[0]
+        assert (entry["status"], entry["client"], entry["user_agent"]) == (404, "127.0.0.1", "test")
+        sites.with_name("access.log").rename(sites.with_name("access.log.1"))
+        daemon.signal(signal.SIGUSR1)
+        eventually(lambda: sites.with_name("access.log").exists(), "the log is there again")
+        ask(daemon, "one.test", "/after")
+        eventually(lambda: logged(sites) or len(logged(sites, "access.log.1")) == 5, "the line is written")
+        for number in range(6):
+            ask(daemon, "one.test", f"/again{number}")
+    lines = logged(sites) + logged(sites, "access.log.1")
+    assert len(lines) == 11
+    assert len(logged(sites)) >= 6
