@@ -10,7 +10,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from kdaemon_pyx.http_config import Limits
-
 from support.http import Folder, age, folder
 
 requests = st.builds(

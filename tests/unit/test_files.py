@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 from kdaemon_pyx.http_config import Limits
 from kdaemon_pyx.mime import MimeTable
-
 from support.http import Folder, age, folder
 
 TEXT = b"0123456789" * 10

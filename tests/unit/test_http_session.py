@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 from kdaemon_pyx.http_config import Limits
-
 from support.http import Folder, folder, read_responses
 
 CLOSE_PEER, CLOSE_SERVICE, CLOSE_DEADLINE, CLOSE_DRAIN = 0, 1, 5, 10

@@ -10,7 +10,6 @@ import pytest
 from kdaemon_pyx.http_config import HeaderRule, Limits, RedirectRule, Site
 from kdaemon_pyx.http_context import FileContext
 from kdaemon_pyx.http_loopback import Loopback
-
 from support.http import Folder, folder, read_responses
 
 
