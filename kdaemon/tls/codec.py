@@ -65,17 +65,29 @@ class Reader:
 
     def vector8(self, name: str, size_min: int = 0, size_max: int = 0xFF) -> bytes:
         """A vector with a one-byte length between the bounds."""
-        return self._vector(self.uint8(name), name, size_min, size_max)
+        data, start = self._data, self._position + 1
+        if start > self._end:
+            raise MalformedMessage(f"{name} is cut short")
+        end = start + data[start - 1]
+        if end > self._end or end - start < size_min or end - start > size_max:
+            raise MalformedMessage(f"{name} has a length out of bounds ({end - start})")
+        self._position = end
+        return data[start:end]
 
     def vector16(self, name: str, size_min: int = 0, size_max: int = 0xFFFF) -> bytes:
         """A vector with a two-byte length between the bounds."""
-        return self._vector(self.uint16(name), name, size_min, size_max)
+        data, start = self._data, self._position + 2
+        if start > self._end:
+            raise MalformedMessage(f"{name} is cut short")
+        end = start + (data[start - 2] << 8 | data[start - 1])
+        if end > self._end or end - start < size_min or end - start > size_max:
+            raise MalformedMessage(f"{name} has a length out of bounds ({end - start})")
+        self._position = end
+        return data[start:end]
 
     def vector24(self, name: str, size_min: int = 0, size_max: int = 0xFFFFFF) -> bytes:
         """A vector with a three-byte length between the bounds."""
-        return self._vector(self.uint24(name), name, size_min, size_max)
-
-    def _vector(self, size: int, name: str, size_min: int, size_max: int) -> bytes:
+        size = self.uint24(name)
         if not size_min <= size <= size_max:
             raise MalformedMessage(f"{name} has a length out of bounds ({size})")
         return self.opaque(size, name)

@@ -25,7 +25,7 @@ from kdaemon.tls.errors import BadCertificateStatus, DuplicateExtension, Illegal
 
 Extensions = dict[int, bytes]
 
-_HOST_NAME_CHARACTERS: Final = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._*")
+_HOST_NAME_CHARACTERS: Final = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._*"
 
 
 def parse_extensions(reader: Reader, name: str) -> Extensions:
@@ -81,7 +81,7 @@ def parse_server_name(data: bytes) -> str:
         host_name = name
     if host_name is None:
         raise IllegalParameter("server_name has no host name")
-    if len(host_name) > 255 or not _HOST_NAME_CHARACTERS.issuperset(host_name):
+    if len(host_name) > 255 or host_name.translate(None, _HOST_NAME_CHARACTERS):
         raise IllegalParameter("server_name is no host name")
     return host_name.decode("ascii").lower().rstrip(".")
 

@@ -33,7 +33,6 @@ EARLY_DATA_SKIPPED_MAX: Final = PLAINTEXT_SIZE_MAX  # plaintext bytes of refused
 CHANGE_CIPHER_SPEC_RECORD: Final = b"\x14\x03\x03\x00\x01\x01"
 
 _HTTP_METHODS: Final = (b"GET ", b"HEAD ", b"POST ", b"PUT ", b"DELETE ", b"OPTIONS ", b"PATCH ", b"CONNECT ")
-_KNOWN_TYPES: Final = frozenset((20, 21, 22, 23))
 
 
 class EarlyDataSkipping:
@@ -102,8 +101,12 @@ class RecordReader:
             content_type = buffer[0]
             if self._first:
                 self._check_first(content_type)
+            if not ContentType.CHANGE_CIPHER_SPEC <= content_type <= ContentType.APPLICATION_DATA:
+                raise UnexpectedRecord(f"a record has the unknown type {content_type}")
             size = buffer[3] << 8 | buffer[4]
-            self._check_header(content_type, size)
+            # legacy_record_version is ignored for all purposes (RFC 8446 §5.1).
+            if size > (CIPHERTEXT_SIZE_MAX if content_type == ContentType.APPLICATION_DATA else PLAINTEXT_SIZE_MAX):
+                raise RecordOverflow(f"a record has {size} bytes")
             end = RECORD_HEADER_SIZE + size
             if len(buffer) < end:
                 return None
@@ -138,16 +141,6 @@ class RecordReader:
                 raise PlainHttpReceived("an HTTP request in the clear came to a TLS port")
             return
         raise UnexpectedRecord(f"the first record has type {content_type}, which is not a handshake")
-
-    def _check_header(self, content_type: int, size: int) -> None:
-        if content_type not in _KNOWN_TYPES:
-            raise UnexpectedRecord(f"a record has the unknown type {content_type}")
-        # legacy_record_version is ignored for all purposes (RFC 8446 §5.1).
-        if content_type == ContentType.APPLICATION_DATA:
-            if size > CIPHERTEXT_SIZE_MAX:
-                raise RecordOverflow(f"a protected record has {size} bytes")
-        elif size > PLAINTEXT_SIZE_MAX:
-            raise RecordOverflow(f"a record in the clear has {size} bytes")
 
     def _drop_change_cipher_spec(self, body: bytes) -> None:
         # RFC 8446 §5: one byte 0x01, between the first ClientHello and the peer's Finished, means nothing; all others

@@ -4,7 +4,7 @@
 transcript hash, so whoever may ask for signatures still cannot have anything else signed.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from enum import Enum
 from typing import Final, NamedTuple
 
@@ -25,10 +25,8 @@ class Role(Enum):
     SERVER = "server"
 
 
-_PREFIXES: Final = {
-    Role.SERVER: b" " * 64 + b"TLS 1.3, server CertificateVerify\x00",
-    Role.CLIENT: b" " * 64 + b"TLS 1.3, client CertificateVerify\x00",
-}
+_SERVER_PREFIX: Final = b" " * 64 + b"TLS 1.3, server CertificateVerify\x00"
+_CLIENT_PREFIX: Final = b" " * 64 + b"TLS 1.3, client CertificateVerify\x00"
 
 _HASHES: Final[dict[int, hashes.HashAlgorithm]] = {
     Scheme.ECDSA_SECP256R1_SHA256: hashes.SHA256(),
@@ -78,7 +76,7 @@ class SignRequest(NamedTuple):
 
 def certificate_verify_content(role: Role, transcript_hash: bytes) -> bytes:
     """The bytes under the signature."""
-    return _PREFIXES[role] + transcript_hash
+    return (_SERVER_PREFIX if role is Role.SERVER else _CLIENT_PREFIX) + transcript_hash
 
 
 def schemes_of_key(key: PrivateKeyTypes | PublicKeyTypes, *, pss_only: bool = False) -> tuple[int, ...]:
@@ -97,9 +95,8 @@ def schemes_of_key(key: PrivateKeyTypes | PublicKeyTypes, *, pss_only: bool = Fa
     return ()
 
 
-def choose_scheme(ours: Iterable[int], peers: Iterable[int]) -> int | None:
+def choose_scheme(ours: Iterable[int], peers: Sequence[int]) -> int | None:
     """The first of our schemes that the peer verifies."""
-    peers = frozenset(peers)
     for scheme in ours:
         if scheme in peers:
             return scheme
@@ -113,7 +110,7 @@ def sign(private_key: PrivateKeyTypes, scheme: int, role: Role, transcript_hash:
     """
     if len(transcript_hash) not in (32, 48):
         raise ValueError(f"a transcript hash has 32 or 48 bytes, not {len(transcript_hash)}")
-    content = _PREFIXES[role] + transcript_hash
+    content = certificate_verify_content(role, transcript_hash)
     if isinstance(private_key, ec.EllipticCurvePrivateKey) and _CURVE_OF_SCHEME.get(scheme) == private_key.curve.name:
         return private_key.sign(content, _ECDSA[scheme])
     if isinstance(private_key, rsa.RSAPrivateKey) and scheme in _PSS:
@@ -139,7 +136,7 @@ def verify(
     """
     if scheme not in schemes_of_key(public_key, pss_only=pss_only):
         raise IllegalParameter(f"CertificateVerify uses scheme {scheme:#06x}, which does not fit the certificate's key")
-    content = _PREFIXES[role] + transcript_hash
+    content = certificate_verify_content(role, transcript_hash)
     try:
         if isinstance(public_key, ec.EllipticCurvePublicKey):
             public_key.verify(signature, content, _ECDSA[scheme])
