@@ -357,6 +357,7 @@ cdef class ClientRing:
         return count
 
     cdef int _run_callbacks(self) except -1:
+        cdef Operation operation
         while self.called_back:
             operation = self.called_back.pop(0)
             callback, operation.callback = operation.callback, None

@@ -1,0 +1,234 @@
+"""libtls.aio: asyncio's streams and protocols over the rings."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import ssl
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+
+import pytest
+from support.certificates import Issued
+from support.daemon import Daemon, serve
+from support.waiting import DEADLINE_S
+
+from libtls import Lane, aio
+
+
+@pytest.fixture(scope="module")
+def daemon(issued: Issued, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    directory: Path = tmp_path_factory.mktemp("site")
+    (directory / "index.html").write_bytes(b"<!doctype html><title>kdaemon</title>\n")
+    with serve(directory, "--workers", "1", issued=issued, ends_by_itself=True) as daemon:
+        yield daemon
+        daemon.stop()
+
+
+def run(daemon: Daemon, main: Callable[[Lane], Awaitable[None]]) -> None:
+    """`main` in an event loop of its own, with a lane of its own."""
+
+    async def bounded() -> None:
+        lane = Lane.attach(str(daemon.stderr_path.parent / "kdaemon.sock"), operations=4096)
+        try:
+            async with asyncio.timeout(DEADLINE_S):
+                await main(lane)
+        finally:
+            lane.close()
+
+    asyncio.run(bounded())
+
+
+async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    while data := await reader.read(65536):
+        writer.write(data)
+        await writer.drain()
+    writer.close()
+
+
+def test_streams_both_ends(daemon: Daemon) -> None:
+    async def main(lane: Lane) -> None:
+        async with await aio.start_server(echo, certificate="localhost", lane=lane) as server:
+            reader, writer = await aio.open_connection("localhost", server.port, cafile=daemon.ca, lane=lane)
+            data = os.urandom(3 << 20)
+
+            async def send() -> None:
+                for begin in range(0, len(data), 100_000):
+                    writer.write(data[begin : begin + 100_000])
+                    await writer.drain()
+                writer.write_eof()
+
+            sender = asyncio.create_task(send())
+            assert hashlib.sha256(await reader.read()).digest() == hashlib.sha256(data).digest()
+            await sender
+            writer.close()
+            await writer.wait_closed()
+
+    run(daemon, main)
+
+
+def test_a_server_that_asyncio_and_ssl_talk_to(daemon: Daemon) -> None:
+    async def main(lane: Lane) -> None:
+        context = ssl.create_default_context(cafile=str(daemon.ca))
+        async with await aio.start_server(echo, certificate="localhost", lane=lane) as server:
+            reader, writer = await asyncio.open_connection(
+                "127.0.0.1", server.port, ssl=context, server_hostname="localhost"
+            )
+            for size in (1, 1000, 100_000, 1_000_000):
+                data = os.urandom(size)
+                writer.write(data)
+                assert await reader.readexactly(size) == data
+            writer.close()
+
+    run(daemon, main)
+
+
+def test_a_page(daemon: Daemon) -> None:
+    async def main(lane: Lane) -> None:
+        reader, writer = await aio.open_connection("localhost", daemon.port, cafile=daemon.ca, lane=lane)
+        writer.write(b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        assert (await reader.read()).startswith(b"HTTP/1.1 200 OK")
+        writer.close()
+        await writer.wait_closed()
+
+    run(daemon, main)
+
+
+class Recorder(asyncio.Protocol):
+    """Remembers what a transport told it."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+        self.data = bytearray()
+        self.lost: asyncio.Future[Exception | None] = asyncio.get_running_loop().create_future()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.calls.append("made")
+        self.transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self.data += data
+
+    def eof_received(self) -> bool:
+        self.calls.append("eof")
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.calls.append("lost")
+        self.lost.set_result(exc)
+
+    def pause_writing(self) -> None:
+        self.calls.append("pause")
+
+    def resume_writing(self) -> None:
+        self.calls.append("resume")
+
+
+def test_protocol_life(daemon: Daemon) -> None:
+    """connection_made, eof_received and connection_lost, once each and in this order; pauses come in pairs."""
+
+    async def main(lane: Lane) -> None:
+        server_side: list[Recorder] = []
+
+        def factory() -> Recorder:
+            server_side.append(Recorder())
+            return server_side[-1]
+
+        async with await aio.create_server(factory, certificate="localhost", lane=lane) as server:
+            transport, client = await aio.create_connection(
+                Recorder, "localhost", server.port, cafile=daemon.ca, lane=lane
+            )
+            assert isinstance(client, Recorder)
+            transport.write(b"x" * 2_000_000)
+            transport.close()
+            assert await client.lost is None
+            assert await server_side[0].lost is None
+            assert len(server_side[0].data) == 2_000_000
+            assert server_side[0].calls == ["made", "eof", "lost"]
+            assert [call for call in client.calls if call in ("made", "lost")] == ["made", "lost"]
+            assert client.calls.count("pause") == 1
+            assert client.calls.count("resume") in (0, 1)
+
+    run(daemon, main)
+
+
+def test_pause_reading_is_back_pressure(daemon: Daemon) -> None:
+    async def main(lane: Lane) -> None:
+        server_side: list[Recorder] = []
+
+        def factory() -> Recorder:
+            server_side.append(Recorder())
+            return server_side[-1]
+
+        async with await aio.create_server(factory, certificate="localhost", lane=lane) as server:
+            reader, writer = await aio.open_connection("localhost", server.port, cafile=daemon.ca, lane=lane)
+            while not server_side:
+                await asyncio.sleep(0)
+            peer = server_side[0]
+            while "made" not in peer.calls:
+                await asyncio.sleep(0)
+            assert isinstance(peer.transport, aio.Transport)
+            peer.transport.pause_reading()
+            payload = bytes(32 << 20)
+            writer.write(payload)
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.3):
+                    await writer.drain()
+            assert len(peer.data) <= 1 << 20
+            peer.transport.resume_reading()
+            writer.close()
+            await peer.lost
+            assert len(peer.data) == len(payload)
+            assert await reader.read() == b""
+
+    run(daemon, main)
+
+
+def test_abort(daemon: Daemon) -> None:
+    async def main(lane: Lane) -> None:
+        async with await aio.start_server(echo, certificate="localhost", lane=lane) as server:
+            transport, client = await aio.create_connection(
+                Recorder, "localhost", server.port, cafile=daemon.ca, lane=lane
+            )
+            assert isinstance(client, Recorder)
+            transport.write(bytes(1 << 20))
+            transport.abort()
+            assert await client.lost is None
+            assert lane.ring.in_flight > 0  # the accepts of the server
+
+    run(daemon, main)
+
+
+def test_a_chat_with_a_thousand_clients(daemon: Daemon) -> None:
+    """Everybody gets what one of them says."""
+    clients = 200 if os.environ.get("CI") is None else 1000
+
+    async def main(lane: Lane) -> None:
+        writers: set[asyncio.StreamWriter] = set()
+
+        async def member(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            writers.add(writer)
+            while line := await reader.readline():
+                for other in writers:
+                    other.write(line)
+            writers.discard(writer)
+            writer.close()
+
+        gate = asyncio.Semaphore(50)
+
+        async def join(port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+            async with gate:
+                return await aio.open_connection("localhost", port, cafile=daemon.ca, lane=lane)
+
+        async with await aio.start_server(member, certificate="localhost", lane=lane) as server:
+            members = await asyncio.gather(*(join(server.port) for _ in range(clients)))
+            while len(writers) < clients:
+                await asyncio.sleep(0)
+            members[0][1].write(b"hello, all\n")
+            lines = await asyncio.gather(*(reader.readline() for reader, _ in members))
+            assert set(lines) == {b"hello, all\n"}
+            for _, writer in members:
+                writer.close()
+
+    run(daemon, main)
