@@ -37,6 +37,9 @@ from kdaemon.tls.signing import Role, verify
 
 CHAIN_DEPTH_MAX = 8
 
+#: All that the library raises over certificates it cannot make sense of, some of it only when a field is looked at.
+_UNPARSABLE = (ValueError, x509.InvalidVersion, x509.DuplicateExtension, x509.UnsupportedGeneralNameType)
+
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
@@ -44,7 +47,7 @@ def load_certificate(der: bytes) -> x509.Certificate:
     """Parses one certificate. Raises BadCertificate."""
     try:
         return x509.load_der_x509_certificate(der)
-    except ValueError:
+    except _UNPARSABLE:
         raise BadCertificate("a certificate cannot be parsed") from None
 
 
@@ -121,6 +124,8 @@ class TrustStore:
         builder = PolicyBuilder().store(self._store).time(now).max_chain_depth(CHAIN_DEPTH_MAX)
         try:
             builder.build_server_verifier(subject).verify(leaf, intermediates)
+        except _UNPARSABLE:
+            raise BadCertificate("a certificate of the chain has a field that cannot be parsed") from None
         except VerificationError as error:
             _check_dates(leaf, now)
             _check_name(leaf, server_name, address)
@@ -146,6 +151,8 @@ class TrustStore:
         )
         try:
             builder.build_client_verifier().verify(leaf, intermediates)
+        except _UNPARSABLE:
+            raise BadCertificate("a certificate of the chain has a field that cannot be parsed") from None
         except VerificationError as error:
             _check_dates(leaf, now)
             raise _fault_of(error) from None
@@ -157,18 +164,24 @@ def _load_chain(chain_der: Sequence[bytes]) -> tuple[x509.Certificate, list[x509
 
 
 def _check_dates(certificate: x509.Certificate, now: datetime.datetime) -> None:
-    if now > certificate.not_valid_after_utc:
-        raise CertificateExpired(f"the certificate expired on {certificate.not_valid_after_utc:%Y-%m-%d}")
-    if now < certificate.not_valid_before_utc:
-        raise CertificateExpired(f"the certificate is not valid before {certificate.not_valid_before_utc:%Y-%m-%d}")
+    try:
+        not_before, not_after = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    except _UNPARSABLE:
+        raise BadCertificate("a certificate has dates that cannot be parsed") from None
+    if now > not_after:
+        raise CertificateExpired(f"the certificate expired on {not_after:%Y-%m-%d}")
+    if now < not_before:
+        raise CertificateExpired(f"the certificate is not valid before {not_before:%Y-%m-%d}")
 
 
 def _check_name(certificate: x509.Certificate, server_name: str, address: _Address | None) -> None:
     """Subject alternative names only (RFC 9525 §6.3): the common name has not counted for years."""
     try:
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except (x509.ExtensionNotFound, ValueError):
+    except x509.ExtensionNotFound:
         raise CertificateNameMismatch("the certificate has no subject alternative name") from None
+    except _UNPARSABLE:
+        raise BadCertificate("a certificate has extensions that cannot be parsed") from None
     if address is not None:
         matches = address in names.get_values_for_type(x509.IPAddress)
     else:

@@ -19,15 +19,11 @@ from kdaemon.tls.constants import (
     CERTIFICATE_REQUEST_SIZE_MAX,
     CERTIFICATE_SIZE_MAX,
     CERTIFICATE_VERIFY_SIZE_MAX,
-    DOWNGRADE_SENTINELS,
     ENCRYPTED_EXTENSIONS_SIZE_MAX,
-    EXTENSION_NAMES,
     FINISHED_SIZE_MAX,
     RANDOM_SIZE,
     SERVER_HELLO_SIZE_MAX,
     SESSION_ID_SIZE_MAX,
-    VERSION_TLS_1_2,
-    VERSION_TLS_1_3,
     ContentType,
     HandshakeType,
 )
@@ -37,11 +33,11 @@ from kdaemon.tls.errors import (
     IllegalParameter,
     MalformedMessage,
     MissingExtension,
-    NoCommonVersion,
     UnexpectedMessage,
     UnsolicitedExtension,
 )
 from kdaemon.tls.extensions import (
+    ALLOWED_IN_CERTIFICATE_REQUEST,
     ALLOWED_IN_ENCRYPTED_EXTENSIONS,
     ALLOWED_IN_HELLO_RETRY_REQUEST,
     ALLOWED_IN_SERVER_HELLO,
@@ -83,6 +79,7 @@ from kdaemon.tls.messages import (
     serialize_finished,
 )
 from kdaemon.tls.record import CHANGE_CIPHER_SPEC_RECORD
+from kdaemon.tls.server_answers import check_answers, check_request, check_server_hello
 from kdaemon.tls.session import SessionTicket
 from kdaemon.tls.signing import Role, SignRequest, choose_scheme
 
@@ -211,8 +208,10 @@ class ClientHandshake(Handshake):
 
     def _handle_server_hello(self, message: bytes) -> None:
         hello = parse_server_hello(message)
-        suite = self._check_server_hello(hello)
-        if hello.is_retry_request():
+        suite = check_server_hello(hello, self._session_id, self._config.cipher_suites)
+        retry = hello.is_retry_request()
+        self._check_answers(hello.extensions, ALLOWED_IN_HELLO_RETRY_REQUEST if retry else ALLOWED_IN_SERVER_HELLO)
+        if retry:
             self._handle_hello_retry_request(message, hello, suite)
             return
         if self._retry_suite is not None and suite is not self._retry_suite:
@@ -240,37 +239,11 @@ class ClientHandshake(Handshake):
             result.external_psk_identity = None if psk.external is None else psk.external.identity
         self.state = ClientState.EXPECT_ENCRYPTED_EXTENSIONS
 
-    def _check_server_hello(self, hello: ServerHello) -> SuiteParameters:
-        """What RFC 8446 §4.1.3 and §4.1.4 demand of both forms."""
-        version = hello.extensions.get(Extension.SUPPORTED_VERSIONS)
-        if version is None:
-            if hello.random[-8:] in DOWNGRADE_SENTINELS:
-                raise IllegalParameter("the server speaks TLS 1.3 but somebody made it answer with less")
-            raise NoCommonVersion("the server does not speak TLS 1.3")
-        if parse_uint16(version, "supported_versions") != VERSION_TLS_1_3:
-            raise IllegalParameter("ServerHello selects a version that was not offered")
-        if hello.legacy_version != VERSION_TLS_1_2:
-            raise IllegalParameter("ServerHello has a legacy_version other than TLS 1.2")
-        if hello.session_id != self._session_id:
-            raise IllegalParameter("ServerHello does not echo legacy_session_id")
-        if hello.compression_method:
-            raise IllegalParameter("ServerHello selects compression")
-        if hello.cipher_suite not in self._config.cipher_suites:
-            raise IllegalParameter("ServerHello selects a cipher suite that was not offered")
-        allowed = ALLOWED_IN_HELLO_RETRY_REQUEST if hello.is_retry_request() else ALLOWED_IN_SERVER_HELLO
-        for extension_type in hello.extensions:
-            self._check_answer(extension_type, allowed)
-        return SUITES[hello.cipher_suite]
-
-    def _check_answer(self, extension_type: int, allowed: frozenset[int]) -> None:
-        """RFC 8446 §4.2: an answer only to what was sent (the cookie excepted), and only in its own message."""
-        offered = extension_type in self._extensions or (
-            extension_type == Extension.COOKIE or (extension_type == Extension.PRE_SHARED_KEY and self._psk is not None)
-        )
-        if extension_type in EXTENSION_NAMES and extension_type not in allowed and offered:
-            raise IllegalParameter(f"extension {EXTENSION_NAMES[extension_type]} does not belong in this message")
-        if not offered or extension_type not in allowed:
-            raise UnsolicitedExtension(f"the server answers extension {extension_type}, which was not sent")
+    def _check_answers(self, extensions: Extensions, allowed: frozenset[int]) -> None:
+        offered = set(self._extensions)
+        if self._psk is not None:
+            offered.add(Extension.PRE_SHARED_KEY)
+        check_answers(extensions, offered, allowed)
 
     def _handle_hello_retry_request(self, message: bytes, hello: ServerHello, suite: SuiteParameters) -> None:
         if self.state != ClientState.EXPECT_SERVER_HELLO:
@@ -340,8 +313,7 @@ class ClientHandshake(Handshake):
     def _handle_encrypted_extensions(self, message: bytes) -> None:
         extensions = parse_encrypted_extensions(message)
         result, config = self._result, self._config
-        for extension_type in extensions:
-            self._check_answer(extension_type, ALLOWED_IN_ENCRYPTED_EXTENSIONS)
+        self._check_answers(extensions, ALLOWED_IN_ENCRYPTED_EXTENSIONS)
         alpn = extensions.get(Extension.APPLICATION_LAYER_PROTOCOL_NEGOTIATION)
         if alpn is not None:
             protocols = parse_application_protocols(alpn)
@@ -366,6 +338,7 @@ class ClientHandshake(Handshake):
         request = parse_certificate_request(message)
         if request.context:
             raise IllegalParameter("a CertificateRequest in the handshake has a context")  # RFC 8446 §4.3.2
+        check_request(request.extensions, ALLOWED_IN_CERTIFICATE_REQUEST)
         algorithms = request.extensions.get(Extension.SIGNATURE_ALGORITHMS)
         if algorithms is None:
             raise MissingExtension("CertificateRequest has no signature_algorithms")

@@ -326,3 +326,12 @@ ALLOWED_IN_ENCRYPTED_EXTENSIONS: Final = frozenset(
         ExtensionType.EARLY_DATA,
     )
 )
+ALLOWED_IN_CERTIFICATE_REQUEST: Final = frozenset(
+    (
+        ExtensionType.STATUS_REQUEST,
+        ExtensionType.SIGNATURE_ALGORITHMS,
+        ExtensionType.CERTIFICATE_AUTHORITIES,
+        ExtensionType.OID_FILTERS,
+        ExtensionType.SIGNATURE_ALGORITHMS_CERT,
+    )
+)

@@ -310,6 +310,7 @@ REQUESTS = {
     "context": (CertificateRequest(b"x", {13: b"\x00\x02\x04\x03"}), Alert.ILLEGAL_PARAMETER),
     "no algorithms": (CertificateRequest(b"", {}), Alert.MISSING_EXTENSION),
     "algorithms empty": (CertificateRequest(b"", {13: b"\x00\x00"}), Alert.DECODE_ERROR),
+    "foreign extension": (CertificateRequest(b"", {13: b"\x00\x02\x04\x03", 51: b""}), Alert.ILLEGAL_PARAMETER),
     "authorities empty": (CertificateRequest(b"", {13: b"\x00\x02\x04\x03", 47: b"\x00\x00"}), Alert.DECODE_ERROR),
 }
 
