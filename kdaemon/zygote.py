@@ -28,8 +28,10 @@ def main() -> int:
     config = from_mapping(message["config"])
     configure_logging(config.log, "zygote")
     try:
+        # Before the change of user: the account need not be able to read the interpreter's files
+        from kdaemon import worker  # noqa: PLC0415 - only now is there someone to tell what is missing
+
         process.change_user(config.users.worker)
-        from kdaemon import worker  # noqa: PLC0415 - the heavy imports happen as the unprivileged user
     except (LookupError, OSError, ImportError) as error:
         supervisor.send({"type": "failed", "reason": f"workers cannot be prepared: {error}"})
         return 1

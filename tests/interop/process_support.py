@@ -7,11 +7,16 @@ import select
 import signal
 import socket
 import ssl
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from support.daemon import Daemon, status
-from support.waiting import DEADLINE_S, eventually
+from support.daemon import Daemon, Ready, environment, status
+from support.waiting import DEADLINE_S, eventually, read_line
 
 
 class Connection:
@@ -109,3 +114,37 @@ def restarted(daemon: Daemon, role: str, before: int) -> int:
         return pid if pid not in (None, before) else 0
 
     return eventually(now, f"{role} {before} is replaced")
+
+
+@contextmanager
+def run(file: Path, **options: Any) -> Iterator[Daemon]:
+    """`kdaemon run --config FILE` with one listener; what `support.daemon.serve` does for `serve`."""
+    state = file.parent
+    mark = uuid.uuid4().hex
+    stderr_path = state / "stderr"
+    with stderr_path.open("wb") as stderr:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "kdaemon", "run", "--config", str(file)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            bufsize=0,
+            env=environment(mark, state),
+            start_new_session=True,
+            **options,
+        )
+    daemon = Daemon(process, None, mark, stderr_path)
+    assert process.stdout is not None
+    try:
+        line = read_line(process.stdout, "the ready line")
+        assert line, f"the daemon ended with {daemon.wait()}: {daemon.stderr.decode()}"
+        daemon.ready.append(Ready.parse(line))
+        yield daemon
+        daemon.stop()
+    except BaseException as error:
+        error.add_note(f"the daemon's standard error:\n{daemon.stderr.decode(errors='replace')}")
+        raise
+    finally:
+        if daemon.pids or process.poll() is None:
+            daemon.kill()
+        process.stdout.close()
