@@ -1,5 +1,6 @@
 """A TLS 1.3 peer without a handshake: both sides are given the same keys. For tests of the engine's record layers."""
 
+import os
 import select
 import socket
 import struct
@@ -7,11 +8,20 @@ import threading
 import time
 from dataclasses import dataclass, field
 
+import pytest
+from kdaemon_pyx.echo_service import EchoService
 from kdaemon_pyx.engine import Engine
 from kdaemon_pyx.record import RecordProtection
 
 HASH_LENGTH = {0x1301: 32, 0x1302: 48, 0x1303: 32}
 KEY_LENGTH = {0x1301: 16, 0x1302: 32, 0x1303: 32}
+
+
+HELLO = b"\x16\x03\x01\x00\x05hello"  # the engine takes any record for a handshake's
+LAYERS = [pytest.param("off", id="user"), pytest.param("require", id="kernel", marks=pytest.mark.guest)]
+BACKENDS = {"off": ("user", "kernel TLS is switched off"), "require": ("kernel", "kernel TLS")}
+RELEASE = tuple(int(part) for part in os.uname().release.split("-")[0].split("+")[0].split(".")[:2])
+REKEY = RELEASE >= (6, 14)
 
 
 @dataclass
@@ -148,3 +158,10 @@ class RunningEngine:
         self.listening.close()
         assert self.engine.counters()["buffers_in_use"] == 0
         assert self.engine.counters()["connections"] == 0
+
+
+def start(layer: str, **arguments: object) -> RunningEngine:
+    """An engine with the echo service and the given record layer ("off": user, "require": kernel)."""
+    running = RunningEngine(record_layer=layer, services={0: EchoService()}, ktls_rekey=REKEY, **arguments)
+    running.layer = layer
+    return running

@@ -12,23 +12,9 @@ from collections.abc import Iterator
 import pytest
 from kdaemon_pyx import engine as e
 from kdaemon_pyx.echo_service import EchoService
+from support.records import BACKENDS, HELLO, LAYERS, REKEY, Keys, RecordPeer, RunningEngine, install_arguments, start
 
-from tests.support.records import Keys, RecordPeer, RunningEngine, install_arguments
-
-HELLO = b"\x16\x03\x01\x00\x05hello"
 CLOSE_NOTIFY = (21, b"\x01\x00")
-
-
-LAYERS = [pytest.param("off", id="user"), pytest.param("require", id="kernel", marks=pytest.mark.guest)]
-BACKENDS = {"off": ("user", "kernel TLS is switched off"), "require": ("kernel", "kernel TLS")}
-RELEASE = tuple(int(part) for part in os.uname().release.split("-")[0].split("+")[0].split(".")[:2])
-REKEY = RELEASE >= (6, 14)
-
-
-def start(layer: str, **arguments: object) -> RunningEngine:
-    running = RunningEngine(record_layer=layer, services={0: EchoService()}, ktls_rekey=REKEY, **arguments)
-    running.layer = layer
-    return running
 
 
 @pytest.fixture(params=LAYERS)
