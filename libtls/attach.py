@@ -66,6 +66,8 @@ def attach(
             ) from None
         except PermissionError:
             raise NotAllowed(errno.EACCES, f"{path}: this user may not open the daemon's socket") from None
+        except (ConnectionResetError, BrokenPipeError):
+            data = b""
         except TimeoutError:
             raise DaemonError(errno.ETIMEDOUT, f"{path}: no answer within {HELLO_DEADLINE_S:.0f} s") from None
         _check(path, data)

@@ -1,0 +1,305 @@
+"""Clients that die, break the protocol, stop or may not attach; and a daemon that dies under its clients."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from kdaemon_pyx import client_abi as abi
+from support.certificates import Issued
+from support.daemon import Daemon, serve, socket_count, status
+from support.waiting import DEADLINE_S, eventually, read_line
+
+from libtls import Lane, errors
+from libtls.attach import attach
+from libtls.functions import tls_listen, tls_open
+
+NOBODY = 65534
+KILLS = 100 if os.environ.get("CI") is None else 1000
+
+
+def socket_of(daemon: Daemon) -> str:
+    return str(daemon.stderr_path.parent / "kdaemon.sock")
+
+
+@pytest.fixture(scope="module")
+def daemon(issued: Issued, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    directory: Path = tmp_path_factory.mktemp("site")
+    (directory / "index.html").write_bytes(b"<!doctype html><title>kdaemon</title>\n")
+    with serve(directory, "--workers", "1", issued=issued, ends_by_itself=True) as daemon:
+        yield daemon
+        daemon.stop()
+
+
+def workers(daemon: Daemon) -> list[dict[str, object]]:
+    report = status(daemon)["workers"]
+    assert isinstance(report, list)
+    return report
+
+
+VICTIM = """
+import os, sys
+from libtls import Lane
+from libtls.functions import tls_listen, tls_open
+lane = Lane.attach(sys.argv[1], operations=64, arena_size=1 << 20)
+listener = tls_listen(certificate="localhost", lane=lane).wait(30)
+accept = listener.accept_operation()
+client = tls_open("localhost", listener.port, cafile=sys.argv[2], lane=lane).wait(30)
+server = accept.wait(30)
+print("ready", flush=True)
+while True:  # killed at any point
+    reads = [server.read_operation(), client.read_operation()]
+    for connection in (client, server):
+        connection.write_operation(b"x" * 5000)
+    for read in reads:
+        read.wait(30)
+        read.destroy()
+"""
+
+
+@contextlib.contextmanager
+def victim(daemon: Daemon) -> Iterator[subprocess.Popen[bytes]]:
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    command = [sys.executable, "-c", VICTIM, socket_of(daemon), str(daemon.ca)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, bufsize=0, env=environment) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def test_killed_clients_leave_nothing(daemon: Daemon) -> None:
+    """Counted after each: clients, connections, descriptors of the worker."""
+    worker = workers(daemon)[0]["pid"]
+    assert isinstance(worker, int)
+    with victim(daemon) as process:
+        assert process.stdout is not None
+        assert read_line(process.stdout, "the first victim is ready") == b"ready\n"
+    eventually(lambda: not status(daemon)["clients"] and workers(daemon)[0]["connections"] == 0, "the first is gone")
+    descriptors = len(os.listdir(f"/proc/{worker}/fd"))  # noqa: PTH208
+    for number in range(KILLS):
+        child = os.fork()
+        if child == 0:
+            with contextlib.suppress(BaseException):
+                die(daemon, number)
+            os._exit(1)
+        _, ended = os.waitpid(child, 0)
+        assert os.WIFSIGNALED(ended), f"round {number}"
+        eventually(lambda: len(os.listdir(f"/proc/{worker}/fd")) <= descriptors, f"round {number}")  # noqa: PTH208
+    assert not status(daemon)["clients"]
+    eventually(lambda: workers(daemon)[0]["connections"] == 0, "their connections are closed")
+    assert workers(daemon)[0]["pid"] == worker
+
+
+def die(daemon: Daemon, number: int) -> None:
+    """In a child: attach, have things under way, and be killed at a point that depends on `number`."""
+    steps = number % 5
+    lane = Lane.attach(socket_of(daemon), operations=64, arena_size=1 << 20)
+    if steps >= 1:
+        listener = tls_listen(certificate="localhost", lane=lane).wait(DEADLINE_S)
+        listener.accept_operation()
+    if steps >= 2:
+        opening = tls_open("localhost", listener.port, cafile=daemon.ca, lane=lane)
+    if steps >= 3:
+        connection = opening.wait(DEADLINE_S)
+        connection.read_operation()
+    if steps >= 4:
+        for _ in range(20):
+            connection.write_operation(bytes(5000))
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_forked_child_does_not_keep_its_dead_parent_attached(daemon: Daemon) -> None:
+    """The pidfd sees the death although somebody still holds the socket."""
+    ready, done = os.pipe()
+    parent = os.fork()
+    if parent == 0:
+        connection = socket.socket(socket.AF_UNIX)
+        connection.connect(socket_of(daemon))
+        connection.sendall(abi.pack_hello())
+        socket.recv_fds(connection, abi.HELLO_REPLY_SIZE, 2)
+        if os.fork() == 0:
+            os.write(done, b"%d\n" % os.getpid())
+            signal.pause()
+        signal.pause()
+    child = int(os.read(ready, 100))
+    try:
+        eventually(lambda: status(daemon)["clients"], "attached")
+        os.kill(parent, signal.SIGKILL)
+        os.waitpid(parent, 0)
+        eventually(lambda: not status(daemon)["clients"], "the dead parent is detached")
+    finally:
+        os.kill(child, signal.SIGKILL)
+
+
+def test_a_stopped_client_does_not_hold_up_others(daemon: Daemon) -> None:
+    with victim(daemon) as process:
+        assert process.stdout is not None
+        assert read_line(process.stdout, "the victim is ready") == b"ready\n"
+        process.send_signal(signal.SIGSTOP)
+        lane = Lane.attach(socket_of(daemon))
+        for _ in range(1000):
+            lane.run(abi.NOP)
+        with tls_open("localhost", daemon.port, cafile=daemon.ca, lane=lane).wait(DEADLINE_S) as connection:
+            connection.write(b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+            assert connection.read().startswith(b"HTTP/1.1 200")
+        lane.close()
+    eventually(lambda: not status(daemon)["clients"], "all are gone")
+
+
+def test_limit_of_connections(issued: Issued, tmp_path: Path) -> None:
+    """More than it may have: an error of its own, the daemon serves on."""
+    configuration = tmp_path / "kdaemon.toml"
+    configuration.write_text(
+        "[clients]\nconnections_max = 5\narena_mib_max = 1\noperations_max = 16\nclients_max = 2\n"
+    )
+    with serve(
+        tmp_path, "--workers", "1", "--config", str(configuration), issued=issued, ends_by_itself=True
+    ) as daemon:
+        lane = Lane.attach(socket_of(daemon), operations=100_000, arena_size=1 << 40)
+        assert lane.ring.slot_count == 16
+        assert lane.ring.arena_size == 1 << 20
+        connections = [
+            tls_open("localhost", daemon.port, cafile=daemon.ca, lane=lane).wait(DEADLINE_S) for _ in range(5)
+        ]
+        with pytest.raises(OSError, match="limit of connections"):
+            tls_open("localhost", daemon.port, cafile=daemon.ca, lane=lane).wait(DEADLINE_S)
+        connections[0].close()
+        tls_open("localhost", daemon.port, cafile=daemon.ca, lane=lane).wait(DEADLINE_S)
+        second = Lane.attach(socket_of(daemon))
+        with pytest.raises(errors.DaemonError, match="refused"):
+            Lane.attach(socket_of(daemon))
+        second.close()
+        lane.close()
+        daemon.stop()
+
+
+@pytest.mark.parametrize(
+    ("roles", "open_works", "listen_works"), [('"client"', True, False), ('"server"', False, True)]
+)
+def test_roles(issued: Issued, tmp_path: Path, roles: str, open_works: bool, listen_works: bool) -> None:
+    configuration = tmp_path / "kdaemon.toml"
+    configuration.write_text(f"[clients]\nroles = [{roles}]\n")
+    with serve(
+        tmp_path, "--workers", "1", "--config", str(configuration), issued=issued, ends_by_itself=True
+    ) as daemon:
+        lane = Lane.attach(socket_of(daemon))
+        for operation, works in (
+            (tls_open("localhost", daemon.port, cafile=daemon.ca, lane=lane), open_works),
+            (tls_listen(lane=lane), listen_works),
+        ):
+            with contextlib.nullcontext() if works else pytest.raises(errors.NotAllowed):
+                operation.wait(DEADLINE_S)
+        lane.close()
+        daemon.stop()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs to become another user")
+@pytest.mark.parametrize("allowed", [False, True])
+def test_users(issued: Issued, tmp_path: Path, allowed: bool) -> None:
+    """With anybody named in the configuration the socket is open to all, and the kernel says who asks."""
+    configuration = tmp_path / "kdaemon.toml"
+    configuration.write_text(f'[clients]\nusers = ["{NOBODY if allowed else 12345}"]\n')
+    with serve(
+        tmp_path, "--workers", "1", "--config", str(configuration), issued=issued, ends_by_itself=True
+    ) as daemon:
+        Path(socket_of(daemon)).parent.chmod(0o755)
+        child = os.fork()
+        if child == 0:
+            code = 3
+            try:
+                os.setgroups([])
+                os.setresgid(NOBODY, NOBODY, NOBODY)
+                os.setresuid(NOBODY, NOBODY, NOBODY)
+                attach(socket_of(daemon))
+                code = 1
+            except errors.NotAllowed:
+                code = 2
+            finally:
+                os._exit(code)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == (1 if allowed else 2)
+        daemon.stop()
+
+
+def test_no_daemon(tmp_path: Path) -> None:
+    with pytest.raises(errors.DaemonNotRunning, match="is it running"):
+        attach(str(tmp_path / "nothing.sock"))
+    with pytest.raises(errors.DaemonError, match="107 bytes"):
+        attach("/" + "x" * 200)
+
+
+def test_wrong_version(daemon: Daemon) -> None:
+    with pytest.raises(errors.WrongVersion, match=r"version 1\.0"):
+        attach(socket_of(daemon), version=(99, 0))
+
+
+@pytest.mark.parametrize("garbage", [b"G" * 64, b"\0" * 64, abi.pack_hello()[:10], b"x"])
+def test_garbage_for_a_hello(daemon: Daemon, garbage: bytes) -> None:
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(DEADLINE_S)
+        connection.connect(socket_of(daemon))
+        connection.sendall(garbage)
+        with contextlib.suppress(ConnectionResetError):
+            assert connection.recv(100) == b""
+    Lane.attach(socket_of(daemon)).close()
+
+
+def test_a_client_that_floods_its_doorbell(daemon: Daemon) -> None:
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(socket_of(daemon))
+        connection.sendall(abi.pack_hello())
+        _, fds, _, _ = socket.recv_fds(connection, abi.HELLO_REPLY_SIZE, 2)
+        doorbell = socket.socket(fileno=fds[1])
+        doorbell.setblocking(False)
+        end = time.monotonic() + 0.3
+        while time.monotonic() < end:
+            with contextlib.suppress(BlockingIOError):
+                doorbell.send(b"x" * 65536)
+        lane = Lane.attach(socket_of(daemon))
+        lane.run(abi.NOP)
+        lane.close()
+        doorbell.close()
+        os.close(fds[0])
+    eventually(lambda: not status(daemon)["clients"], "detached")
+
+
+def test_death_of_the_daemon_and_its_return(issued: Issued, tmp_path: Path) -> None:
+    with serve(tmp_path, "--workers", "1", issued=issued, ends_by_itself=True) as daemon:
+        lane = Lane.attach(socket_of(daemon))
+        listener = tls_listen(certificate="localhost", lane=lane).wait(DEADLINE_S)
+        accepts = [listener.accept_operation() for _ in range(10)]
+        worker = workers(daemon)[0]["pid"]
+        assert isinstance(worker, int)
+        os.kill(worker, signal.SIGKILL)
+        for accept in accepts:
+            with pytest.raises(errors.ConnectionReset):
+                accept.wait(DEADLINE_S)
+        with pytest.raises(errors.DaemonGone):
+            lane.run(abi.NOP)
+
+        def again() -> Lane | None:
+            try:
+                return Lane.attach(socket_of(daemon))
+            except errors.DaemonError:
+                return None
+
+        eventually(again, "a new worker lets it attach").close()  # type: ignore[union-attr]
+        daemon.stop()
+
+
+def test_many_clients(daemon: Daemon) -> None:
+    before = socket_count(daemon.pids)
+    lanes = [Lane.attach(socket_of(daemon), operations=16, arena_size=65536) for _ in range(40)]
+    for lane in lanes:
+        lane.run(abi.NOP)
+    for lane in lanes:
+        lane.close()
+    eventually(lambda: socket_count(daemon.pids) <= before, "all descriptors are given back")
