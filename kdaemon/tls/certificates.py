@@ -6,7 +6,8 @@ Whatever is wrong with a chain comes out as a fact of its own (expired, unknown 
 import datetime
 import ipaddress
 import ssl
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from cryptography import x509
@@ -37,28 +38,33 @@ from kdaemon.tls.signing import Role, verify
 
 CHAIN_DEPTH_MAX = 8
 
-#: All that the library raises over certificates it cannot make sense of, some of it only when a field is looked at.
-_UNPARSABLE = (ValueError, x509.InvalidVersion, x509.DuplicateExtension, x509.UnsupportedGeneralNameType)
-
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+
+@contextmanager
+def _parsing() -> Iterator[None]:
+    """Whatever the library trips over in a hostile certificate, in some fields only when they are looked at, is bad."""
+    try:
+        yield
+    except (TlsFault, VerificationError):
+        raise
+    except Exception:  # noqa: BLE001 - ValueError, TypeError, InvalidVersion, DuplicateExtension ...: no list is complete
+        raise BadCertificate("a certificate cannot be parsed") from None
 
 
 def load_certificate(der: bytes) -> x509.Certificate:
     """Parses one certificate. Raises BadCertificate."""
-    try:
+    with _parsing():
         return x509.load_der_x509_certificate(der)
-    except _UNPARSABLE:
-        raise BadCertificate("a certificate cannot be parsed") from None
 
 
 def certificate_public_key(certificate: x509.Certificate) -> PublicKeyTypes:
     """The key in a certificate. Raises UnsupportedCertificate or BadCertificate."""
-    try:
-        return certificate.public_key()
-    except UnsupportedAlgorithm:
-        raise UnsupportedCertificate("a certificate has a key of a kind that is not supported") from None
-    except ValueError:
-        raise BadCertificate("a certificate has a key that cannot be parsed") from None
+    with _parsing():
+        try:
+            return certificate.public_key()
+        except UnsupportedAlgorithm:
+            raise UnsupportedCertificate("a certificate has a key of a kind that is not supported") from None
 
 
 def is_pss_only(certificate: x509.Certificate) -> bool:
@@ -113,6 +119,10 @@ class TrustStore:
 
     def verify_server(self, chain_der: Sequence[bytes], server_name: str, now_s: float) -> None:
         """Validates a server's chain for a host name or address. Raises the TlsFault that names what is wrong."""
+        with _parsing():
+            self._verify_server(chain_der, server_name, now_s)
+
+    def _verify_server(self, chain_der: Sequence[bytes], server_name: str, now_s: float) -> None:
         leaf, intermediates = _load_chain(chain_der)
         address = parse_address(server_name)
         now = datetime.datetime.fromtimestamp(now_s, datetime.UTC)
@@ -124,8 +134,6 @@ class TrustStore:
         builder = PolicyBuilder().store(self._store).time(now).max_chain_depth(CHAIN_DEPTH_MAX)
         try:
             builder.build_server_verifier(subject).verify(leaf, intermediates)
-        except _UNPARSABLE:
-            raise BadCertificate("a certificate of the chain has a field that cannot be parsed") from None
         except VerificationError as error:
             _check_dates(leaf, now)
             _check_name(leaf, server_name, address)
@@ -133,6 +141,10 @@ class TrustStore:
 
     def verify_client(self, chain_der: Sequence[bytes], now_s: float) -> None:
         """Validates a client's chain; who the client is remains for the caller to judge. Raises like verify_server."""
+        with _parsing():
+            self._verify_client(chain_der, now_s)
+
+    def _verify_client(self, chain_der: Sequence[bytes], now_s: float) -> None:
         leaf, intermediates = _load_chain(chain_der)
         now = datetime.datetime.fromtimestamp(now_s, datetime.UTC)
         if chain_der[0] in self._der:
@@ -151,8 +163,6 @@ class TrustStore:
         )
         try:
             builder.build_client_verifier().verify(leaf, intermediates)
-        except _UNPARSABLE:
-            raise BadCertificate("a certificate of the chain has a field that cannot be parsed") from None
         except VerificationError as error:
             _check_dates(leaf, now)
             raise _fault_of(error) from None
@@ -164,10 +174,7 @@ def _load_chain(chain_der: Sequence[bytes]) -> tuple[x509.Certificate, list[x509
 
 
 def _check_dates(certificate: x509.Certificate, now: datetime.datetime) -> None:
-    try:
-        not_before, not_after = certificate.not_valid_before_utc, certificate.not_valid_after_utc
-    except _UNPARSABLE:
-        raise BadCertificate("a certificate has dates that cannot be parsed") from None
+    not_before, not_after = certificate.not_valid_before_utc, certificate.not_valid_after_utc
     if now > not_after:
         raise CertificateExpired(f"the certificate expired on {not_after:%Y-%m-%d}")
     if now < not_before:
@@ -180,8 +187,6 @@ def _check_name(certificate: x509.Certificate, server_name: str, address: _Addre
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except x509.ExtensionNotFound:
         raise CertificateNameMismatch("the certificate has no subject alternative name") from None
-    except _UNPARSABLE:
-        raise BadCertificate("a certificate has extensions that cannot be parsed") from None
     if address is not None:
         matches = address in names.get_values_for_type(x509.IPAddress)
     else:

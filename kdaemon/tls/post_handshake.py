@@ -37,7 +37,7 @@ from kdaemon.tls.session import SessionTicket, session_ticket
 from kdaemon.tls.signing import Role
 
 #: Control messages a peer may send at once, and how fast the allowance grows back. Honest peers send one per terabyte.
-BUDGET_MESSAGES: Final = 32.0
+BUDGET_MESSAGES: Final = 64.0
 BUDGET_PER_SECOND: Final = 0.5
 RECOGNISED_ELSEWHERE: Final = frozenset(
     code for code in vars(ExtensionType).values() if isinstance(code, int) and code != ExtensionType.EARLY_DATA

@@ -114,6 +114,7 @@ class ServerHandshake(Handshake):
 
     __slots__ = (
         "_client_random",
+        "_client_resumes",
         "_client_secret",
         "_config",
         "_credential",
@@ -144,6 +145,7 @@ class ServerHandshake(Handshake):
         self._retry_transcript = b""
         self._flight = b""
         self._client_random = b""
+        self._client_resumes = False
         self._client_secret = b""
         self._server_secret = b""
         self._peer_key: x509.Certificate | None = None
@@ -344,6 +346,9 @@ class ServerHandshake(Handshake):
             self._log_secret(key_log, "SERVER_TRAFFIC_SECRET_0", self._client_random, tx.secret)
             self._log_secret(key_log, "EXPORTER_SECRET", self._client_random, result.exporter_secret)
         self._writer.set_key(suite, tx.key, tx.iv)
+        # RFC 8446 §4.2.9: no ticket that could not be used. That is all that is still needed of the ClientHello.
+        self._client_resumes = PskKeyExchangeMode.PSK_DHE_KE in (self._offer.psk_modes or b"")
+        del self._offer
         self.state = ServerState.EXPECT_CERTIFICATE if requested_certificate else ServerState.EXPECT_FINISHED
 
     # --- the client's second flight
@@ -384,7 +389,7 @@ class ServerHandshake(Handshake):
         expected = finished_verify_data(hash_, self._client_secret, transcript.digest())
         if not hmac.compare_digest(parse_finished(message, hash_.size), expected):
             raise BadFinished("the client's Finished does not match")
-        if self._config.ticket_keys is not None and self._config.ticket_count:
+        if self._client_resumes and self._config.ticket_keys is not None and self._config.ticket_count:
             transcript.update(message)
             self._emit_tickets(self._config.ticket_keys, self._master_stage.resumption_secret(transcript.digest()))
         result = self._result
@@ -396,9 +401,6 @@ class ServerHandshake(Handshake):
 
     def _emit_tickets(self, ticket_keys: TicketKeys, resumption_secret: bytes) -> None:
         config, suite, result = self._config, self._suite, self._result
-        modes = self._offer.psk_modes
-        if modes is None or PskKeyExchangeMode.PSK_DHE_KE not in modes:
-            return  # RFC 8446 §4.2.9: no ticket that could not be used
         client_certificate = result.peer_chain_der[0] if result.peer_chain_der else b""
         if len(client_certificate) > CLIENT_CERTIFICATE_SIZE_MAX:
             return

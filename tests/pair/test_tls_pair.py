@@ -1,5 +1,6 @@
 """Our client against our server: full, retried, resumed, pre-shared, with client certificates, in every split."""
 
+import gc
 import time
 
 import pytest
@@ -280,3 +281,32 @@ def test_data_glued_to_finished_is_left_over_at_every_split():
         server.receive(flight[:split])
         server.receive(flight[split:])
         assert server.established.leftover == data
+
+
+def test_nothing_is_left_behind():
+    """No cycles: everything of a handshake is freed when its owner drops it, without the garbage collector."""
+    keys = tls_pair.ticket_keys()
+    config, client_options = server_config(ticket_keys=keys), client_config()
+
+    run(make_client(client_options), make_server(config))
+    gc.collect()
+    gc.disable()
+    try:
+        client = make_client(client_options)
+        server = make_server(config)
+        run(client, server)
+        del client, server
+        assert gc.collect() == 0
+    finally:
+        gc.enable()
+
+
+def test_the_client_hello_is_not_kept_while_finished_is_awaited():
+    client = make_client(client_config())
+    server = make_server(server_config())
+    server.receive(client.data_to_send())
+    tls_pair.sign_if_asked(server, server_identity())
+    assert not hasattr(server, "_offer")
+    client.receive(server.data_to_send())
+    server.receive(client.data_to_send())
+    assert server.complete
