@@ -18,6 +18,12 @@ from kdaemon.site_settings import AccessLog, Http, MediaType, Site, http_limits,
 
 RecordLayerPolicy = Literal["auto", "require", "off"]
 
+# Keys that a reload leaves as they are.
+NEEDS_RESTART = (
+    "listen", "redirect_listen", "workers", "ktls", "socket", "limits", "users", "deadlines", "http", "media_type",
+    "access_log",
+)  # fmt: skip
+
 
 class ConfigError(Exception):
     """A configuration that cannot be used; the message is one line: where, which key, what is wrong."""
@@ -34,6 +40,12 @@ def _path(default: str = "") -> str:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Listener:
     address: str  # "ADDR:PORT", "[ADDR]:PORT"; port 0: the kernel chooses
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RedirectListener:
+    address: str  # plain HTTP there is redirected to HTTPS
+    port: int = _integer(443, 1, 65535)  # where HTTPS is, as clients see it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,6 +111,7 @@ class Log:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     listen: tuple[Listener, ...] = (Listener(address="127.0.0.1:8443"), Listener(address="[::1]:8443"))
+    redirect_listen: tuple[RedirectListener, ...] = ()
     site: tuple[Site, ...] = ()
     certificate: tuple[Certificate, ...] = ()
     workers: int = _integer(0, 0, 1024)  # 0: one per CPU this process may use
@@ -151,14 +164,16 @@ def to_mapping(config: Config) -> dict[str, Any]:
 def check(config: Config) -> None:
     """Checks what types cannot say. Raises ConfigError."""
     seen: dict[tuple[str, int], int] = {}
-    for index, listener in enumerate(config.listen):
-        keys = ("listen", index, "address")
+    addresses = [("listen", index, listener.address) for index, listener in enumerate(config.listen)]
+    addresses += [("redirect_listen", index, entry.address) for index, entry in enumerate(config.redirect_listen)]
+    for index, (table, number, text) in enumerate(addresses):
+        keys = (table, number, "address")
         try:
-            address = parse_address(listener.address)
+            address = parse_address(text)
         except ValueError as error:
             raise _KeyProblem(keys, str(error)) from None
         if address[1] and address in seen:
-            raise _KeyProblem(keys, f"{listener.address!r} is listed twice")
+            raise _KeyProblem(keys, f"{text!r} is listed twice")
         seen[address] = index
     for index, site in enumerate(config.site):
         if not Path(site.root).is_dir():

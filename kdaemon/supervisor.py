@@ -23,20 +23,15 @@ from kdaemon import __version__, process
 from kdaemon.access_log import open_log
 from kdaemon.channel import Channel, Message
 from kdaemon.children import BackOff, Child, describe_status
-from kdaemon.config import Config, to_mapping
+from kdaemon.config import NEEDS_RESTART, Config, to_mapping
 from kdaemon.control import ControlError, ControlServer
 from kdaemon.ktls import KtlsSupport
-from kdaemon.listeners import Listener, open_listeners
+from kdaemon.listeners import Listener, open_listener, open_listeners
 from kdaemon.observe import get_logger
 
 STARTUP_DEADLINE_S = 60.0
 STATUS_DEADLINE_S = 2.0
 EXIT_GRACE_S = 10.0  # beyond the drain deadline, for processes to leave by themselves
-
-# Keys of the configuration that a reload leaves as they are
-NEEDS_RESTART = (
-    "listen", "workers", "ktls", "socket", "limits", "users", "deadlines", "http", "media_type", "access_log",
-)  # fmt: skip
 
 EXIT_OK = 0
 EXIT_FAILURE = 1
@@ -78,6 +73,7 @@ class Supervisor:
         count = config.workers or len(cpus)
         self._slots = [WorkerSlot(index, cpus[index % len(cpus)]) for index in range(count)]
         self._listeners: list[Listener] = []
+        self._redirects: list[Listener] = []  # plain HTTP
         self._keymgr: Child | None = None
         self._keymgr_next: Child | None = None  # started, not ready yet
         self._config_next = config  # what it was started with; becomes the configuration when it is ready
@@ -130,6 +126,8 @@ class Supervisor:
         )
         for warning in warnings:
             self._log.warning("listen", problem=warning)
+        for entry in self._config.redirect_listen:
+            self._redirects.append(open_listener(entry.address, len(self._slots)))
         try:
             others = bool(self._config.clients.users or self._config.clients.groups)
             self._control = ControlServer(
@@ -317,7 +315,7 @@ class Supervisor:
                     "rekey": self._ktls.rekey,
                 },
             },
-            tuple(listener.socket_for(slot.index).fileno() for listener in self._listeners),
+            tuple(listener.socket_for(slot.index).fileno() for listener in self._listeners + self._redirects),
         )
         self._configure(slot)
         if self._stopping:
@@ -336,7 +334,7 @@ class Supervisor:
             case "unlistened":
                 slot.unlistened = True
                 if all(each.unlistened or each.child is None for each in self._slots):
-                    for listener in self._listeners:
+                    for listener in self._listeners + self._redirects:
                         listener.close()  # from here on the port answers with a reset
             case "drained":
                 slot.drained = True
@@ -398,7 +396,7 @@ class Supervisor:
         """Takes everything along; safe at any point of a start that failed."""
         if self._control is not None:
             self._control.close()
-        for listener in self._listeners:
+        for listener in self._listeners + self._redirects:
             listener.close()
         workers = [slot.child for slot in self._slots]
         children = [child for child in (*workers, self._zygote, self._keymgr, self._keymgr_next) if child]
@@ -476,6 +474,7 @@ class Supervisor:
             "uptime_s": round(time.time() - self._started, 3),
             "state": "draining" if self._stopping else "running",
             "listeners": [listener.address for listener in self._listeners],
+            "redirect_listeners": [listener.address for listener in self._redirects],
             "ktls": {"mode": self._config.ktls, "available": self._ktls.available, "reason": self._ktls.reason},
             "backend": backend,
             "keymgr": {"pid": self._keymgr and self._keymgr.pid, "restarts": self._keymgr_back_off.restarts},

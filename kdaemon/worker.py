@@ -37,6 +37,7 @@ from kdaemon.handshake_driver import HandshakeDriver
 from kdaemon.key_client import KeyChannel, KeyClient
 from kdaemon.key_protocol import TicketKey
 from kdaemon.observe import KeyLogFile, configure_logging, get_logger
+from kdaemon.redirect import RedirectServer
 from kdaemon.site_settings import http_limits, media_types, open_sites
 from kdaemon.tls import key_schedule
 from kdaemon.tls.signing import Role
@@ -70,6 +71,7 @@ class Worker:
         self._backends: dict[tuple[str, str], int] = {}
         self._ticket_keys: list[TicketKey] = []
         self._key_log: KeyLogFile | None = None
+        self._redirects: list[RedirectServer] = []
         self._engine: Engine | None = None
         self._engine_error = ""
         self._thread = threading.Thread(target=self._run_engine, name="engine", daemon=True)
@@ -99,12 +101,12 @@ class Worker:
         return 1 if self._engine_error else 0
 
     def _timeout_s(self) -> float | None:
-        """Until the next signing request has waited too long; fails those that have."""
+        """Until the next signing request or redirect has waited too long; fails those that have."""
         if self._engine is None:
             return None
         now = time.monotonic()
-        deadline = self._keys.expire(now)
-        return None if deadline is None else max(0.0, deadline - now)
+        deadlines = [self._keys.expire(now), *(server.expire(now) for server in self._redirects)]
+        return min((max(0.0, deadline - now) for deadline in deadlines if deadline is not None), default=None)
 
     def _watch(self, fd: int, reader: Callable[[int], None], mask: int = select.EPOLLIN) -> None:
         self._readers[fd] = reader
@@ -155,6 +157,10 @@ class Worker:
         self._attachments = Attachments(
             self._clients, self._operations, self._watch, self._unwatch, log=self._log, lane=self._index
         )
+        first = len(self._listener_fds) - len(self._config.redirect_listen)
+        for number, entry in enumerate(self._config.redirect_listen, first):
+            listener = socket.socket(fileno=self._listener_fds.pop(number))
+            self._redirects.append(RedirectServer([listener], entry.port, self._watch, self._unwatch))
         self._thread.start()
         self._watch(self._engine.event_fd(), self._engine_events)
 
@@ -341,6 +347,7 @@ class Worker:
             "bytes_out": counters["bytes_out"],
             "engine": counters,
             "files": dict(self._file_service.counters()),
+            "redirects": sum(server.redirects for server in self._redirects),
             "clients": self._attachments.status(),
         }
 
@@ -353,6 +360,8 @@ class Worker:
             return
         if not self._draining:
             self._draining = True
+            for server in self._redirects:
+                server.close()
             for number in self._listener_fds:
                 self._engine.unlisten(number)
         self._engine.drain(deadline_ms)

@@ -1,6 +1,6 @@
 """HTTP/1.1 request parsing (RFC 9112), without Python objects and without allocation.
 
-``parse`` at the end is for tests and fuzzers: the same functions the engine runs, driven from Python.
+``parse`` at the end is the same for Python: for the redirect listener, tests and fuzzers.
 """
 
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
@@ -394,7 +394,7 @@ cdef bint next_field(
     return False
 
 
-# --- for tests and fuzzers -------------------------------------------------------------------------------------------
+# --- from Python: the redirect listener, tests and fuzzers ------------------------------------------------------------
 
 cdef HttpLimits default_limits(dict given) except *:
     cdef HttpLimits limits
@@ -415,7 +415,7 @@ def parse(bytes data, step=None, **limits_given):
     """Scans and parses one request head, offering ``step`` more bytes at a time (None: all at once).
 
     Returns a dict: ``status`` 0 with the head's parts and ``head_length``, or the HTTP status it is refused with; None
-    when ``data`` holds no complete head yet. For tests: nothing in the daemon calls it.
+    when ``data`` holds no complete head yet.
     """
     cdef HttpLimits limits = default_limits(limits_given)
     cdef HeadScan scan

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
 import ssl
 from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 from support.certificates import Issued
-from support.clients import MemoryClient, Response
+from support.clients import MemoryClient, Response, receive_to_end
 from support.daemon import Daemon, control, serve
-from support.waiting import eventually
+from support.waiting import DEADLINE_S, eventually
 
 
 def ask(daemon: Daemon, server_name: str, target: str, host: str = "", *headers: str) -> Response:
@@ -123,3 +124,17 @@ def test_access_log_and_its_reopening(sites: Path, issued: Issued) -> None:
     lines = logged(sites) + logged(sites, "access.log.1")
     assert len(lines) == 11
     assert len(logged(sites)) >= 6
+
+
+def test_plain_http_is_redirected(sites: Path, issued: Issued) -> None:
+    sites.write_text('[[redirect_listen]]\naddress = "127.0.0.1:0"\nport = 8443\n' + sites.read_text())
+    with serve_file(sites, issued) as daemon:
+        completed = control(daemon, "status", "--json")
+        host, _, port = json.loads(completed.stdout)["redirect_listeners"][0].partition(":")
+        for number in range(10):
+            with socket.create_connection((host, int(port)), DEADLINE_S) as client:
+                client.sendall(f"GET /{number}?q HTTP/1.1\r\nHost: one.test\r\n\r\n".encode())
+                response = receive_to_end(client)
+            assert response.startswith(b"HTTP/1.1 301 ")
+            assert f"\r\nLocation: https://one.test:8443/{number}?q\r\n".encode() in response
+        assert ask(daemon, "one.test", "/").body == b"one"
