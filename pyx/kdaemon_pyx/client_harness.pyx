@@ -46,6 +46,7 @@ cdef extern from "time.h" nogil:
 cdef enum:
     HANDLES = 8
     LISTENERS = 4
+    DOOMED = 64
     RESULTS = 160
 
 
@@ -67,7 +68,8 @@ cdef struct Fuzzer:
     uint64_t[HANDLES] handles        # of connections, seen in completions; many of them are stale by now
     uint64_t[LISTENERS] listeners
     uint64_t[LISTENERS] plain
-    uint64_t doomed                  # pushed out of the list above: to be closed next
+    uint64_t[DOOMED] doomed          # pushed out of the lists above: to be closed, so that the limit does not refuse all else
+    uint32_t doomed_count
     uint32_t handle_next
     uint32_t slot_next
     uint32_t completion_head
@@ -118,15 +120,16 @@ cdef void fill(Fuzzer* fuzzer, Client* client, client_submission* submission) no
             submission.handle = fuzzer.plain[(dice >> 8) % LISTENERS]
         else:
             submission.handle = fuzzer.handles[(dice >> 8) % HANDLES]
-        if opcode == CLIENT_CLOSE and fuzzer.doomed:
-            submission.handle = fuzzer.doomed
-            fuzzer.doomed = 0
         if submission.handle == 0 and opcode > CLIENT_BARRIER:
             opcode = submission.opcode = CLIENT_LISTEN if opcode == CLIENT_ACCEPT else CLIENT_OPEN
         elif opcode == CLIENT_CLOSE:
             for which in range(HANDLES):
                 if fuzzer.handles[which] == submission.handle and dice & 15:
                     fuzzer.handles[which] = 0
+    if fuzzer.doomed_count and (dice >> 60) % 2:
+        fuzzer.doomed_count -= 1
+        opcode = submission.opcode = CLIENT_CLOSE
+        submission.handle = fuzzer.doomed[fuzzer.doomed_count]
     if opcode == CLIENT_READ or opcode == CLIENT_WRITE or opcode == CLIENT_INFO or (opcode == CLIENT_OPEN and dice & 64):
         submission.length = <uint32_t> (1 + (dice >> 16) % 20000)
         submission.offset = (dice >> 32) % (client.arena_size - submission.length + 1)
@@ -164,6 +167,13 @@ cdef void fill(Fuzzer* fuzzer, Client* client, client_submission* submission) no
             (<uint64_t*> submission)[(dice >> 2) % 8] = draw(fuzzer) >> (dice >> 58)
 
 
+cdef void remember(Fuzzer* fuzzer, uint64_t* place, uint64_t handle) noexcept nogil:
+    if place[0] and fuzzer.doomed_count < DOOMED:
+        fuzzer.doomed[fuzzer.doomed_count] = place[0]
+        fuzzer.doomed_count += 1
+    place[0] = handle
+
+
 cdef int reap(Fuzzer* fuzzer, Client* client, bint trusted) noexcept nogil:
     cdef uint32_t tail = client.completion_tail
     cdef client_completion* completion
@@ -176,12 +186,11 @@ cdef int reap(Fuzzer* fuzzer, Client* client, bint trusted) noexcept nogil:
             fuzzer.handle_next += 1
             opcode = fuzzer.opcodes[completion.slot & 63]
             if opcode == CLIENT_LISTEN:
-                fuzzer.listeners[fuzzer.handle_next % LISTENERS] = <uint64_t> result
+                remember(fuzzer, &fuzzer.listeners[fuzzer.handle_next % LISTENERS], result)
             elif opcode == CLIENT_CONNECT:
-                fuzzer.plain[fuzzer.handle_next % LISTENERS] = <uint64_t> result
+                remember(fuzzer, &fuzzer.plain[fuzzer.handle_next % LISTENERS], result)
             else:
-                fuzzer.doomed = fuzzer.handles[fuzzer.handle_next % HANDLES]
-                fuzzer.handles[fuzzer.handle_next % HANDLES] = <uint64_t> result
+                remember(fuzzer, &fuzzer.handles[fuzzer.handle_next % HANDLES], result)
         if result < 0:
             result = -result
             if result < RESULTS:
@@ -312,6 +321,7 @@ cdef class Harness:
                 memset(fuzzer.handles, 0, sizeof(fuzzer.handles))
                 memset(fuzzer.listeners, 0, sizeof(fuzzer.listeners))
                 memset(fuzzer.plain, 0, sizeof(fuzzer.plain))
+                fuzzer.doomed_count = 0
                 memset(fuzzer.opcodes, 0, 64)
                 self.victim = client
                 with nogil:
@@ -348,7 +358,7 @@ cdef class Harness:
 
     def _attach(self, int slots):
         identity, memory_fd, doorbell, _ = self.clients.attach(
-            submission_entries=slots, completion_entries=slots, slot_count=slots, arena_size=1 << 17, connections_max=32)
+            submission_entries=slots, completion_entries=slots, slot_count=slots, arena_size=1 << 17, connections_max=100)
         os.close(memory_fd)
         self.turn()
         return identity, doorbell

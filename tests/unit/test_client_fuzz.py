@@ -27,6 +27,6 @@ def test_mutated_submissions(seed: int) -> None:
 
 
 def test_while_another_thread_rewrites_the_entries() -> None:
-    report = Harness().fuzz(ENTRIES, 4, rewrite=True)
+    report = Harness().fuzz(ENTRIES // 5, 4, rewrite=True)
     assert isinstance(report["entries"], int)
-    assert report["entries"] >= 0.9 * ENTRIES
+    assert report["entries"] >= 0.9 * ENTRIES // 5
