@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from kdaemon_pyx import http_request
+from kdaemon_pyx.http_request import parse
 
 CONNECTIONS_MAX = 256  # of one worker; more wait in the listening socket's queue
 ACCEPTS_AT_ONCE = 32
@@ -32,7 +32,7 @@ def redirect_response(head: bytes, port: int, local_host: str) -> bytes | None:
 
     `port`: of the HTTPS listener. `local_host`: what an HTTP/1.0 client without Host connected to.
     """
-    request = http_request.parse(head, head_bytes_max=HEAD_BYTES_MAX)
+    request = parse(head, head_bytes_max=HEAD_BYTES_MAX)
     if request is None:
         return None
     status, location = request["status"], ""
