@@ -45,9 +45,14 @@ from kdaemon.tls.signing import Role
 # The parent-death signal; not SIGTERM, which service managers and timeout(1) send to whole groups of processes: in
 # a worker that one is ignored, the supervisor alone answers it
 PARENT_DIED = signal.SIGUSR2
+ACCEPT_PAUSED_INTERVAL_S = 10.0  # between two lines of the log about it
 ORPHAN_DEADLINE_MS = 500  # what connections get when the supervisor is gone
 CLIENT_SPIN_NS = 20_000  # how long idle client rings are looked at, where the program has a CPU of its own
 ORPHAN_KILL_S = 5  # and when the kernel ends what has not ended by then
+
+_CONNECTION_EVENTS = frozenset(
+    (events.EVENT_RECORDS, events.EVENT_END_OF_FILE, events.EVENT_CONTROL_RECORD, events.EVENT_INSTALLED)
+)
 
 
 class Worker:
@@ -59,6 +64,7 @@ class Worker:
         self._log = get_logger()
         self._epoll = select.epoll()
         self._readers: dict[int, Callable[[int], None]] = {}
+        self._essential: set[int] = set()  # descriptors without which there is no worker
         self._leaving = False
         self._draining = False
         self._reported_ready = False
@@ -66,6 +72,7 @@ class Worker:
         self._config = Config()
         self._ktls = KtlsFacts(False, "", frozenset(), False)
         self._cpu = -1
+        self._accept_paused_told = -ACCEPT_PAUSED_INTERVAL_S
         self._credentials = CredentialStore(())
         self._keys_channels: dict[int, KeyChannel] = {}
         self._backends: dict[tuple[str, str], int] = {}
@@ -84,10 +91,11 @@ class Worker:
         signal.signal(PARENT_DIED, lambda *_: self._orphaned())
         self._watch(self._supervisor.fileno(), self._supervisor_says)
         self._watch(self._wake_reader.fileno(), self._woken)
+        self._essential.update(self._readers)
         while not self._leaving:
             for fd, mask in self._epoll.poll(self._timeout_s()):
                 if reader := self._readers.get(fd):
-                    reader(mask)
+                    self._read(fd, reader, mask)
             if self._engine is not None:
                 self._keys.flush()
                 self._engine.flush()
@@ -99,6 +107,16 @@ class Worker:
         if self._engine is not None and self._access_log is not None:
             self._access_log.close()
         return 1 if self._engine_error else 0
+
+    def _read(self, fd: int, reader: Callable[[int], None], mask: int) -> None:
+        """A surprise from one client's socket is that client's end, not that of the worker."""
+        try:
+            reader(mask)
+        except Exception:
+            if fd in self._essential:
+                raise
+            self._log.exception("client dropped")
+            self._unwatch(fd)
 
     def _timeout_s(self) -> float | None:
         """Until the next signing request or redirect has waited too long; fails those that have."""
@@ -115,6 +133,7 @@ class Worker:
     def _unwatch(self, fd: int) -> None:
         self._epoll.unregister(fd)
         del self._readers[fd]
+        self._essential.discard(fd)
 
     # The engine
 
@@ -163,6 +182,7 @@ class Worker:
             self._redirects.append(RedirectServer([listener], entry.port, self._watch, self._unwatch))
         self._thread.start()
         self._watch(self._engine.event_fd(), self._engine_events)
+        self._essential.add(self._engine.event_fd())
 
     def _run_engine(self) -> None:
         assert self._engine is not None
@@ -179,39 +199,52 @@ class Worker:
 
     def _engine_events(self, _mask: int) -> None:
         assert self._engine is not None
-        driver = self._driver
         event: Any
         for event in self._engine.events():
-            kind = event[0]
-            if kind == events.EVENT_RECORDS:
-                driver.records(event[1], event[3], event[2])
-            elif kind == events.EVENT_CLOSED:
-                driver.closed(event[1], event[2])
-                self._control_records.closed(event[1])
-                self._operations.closed(event[1])
-            elif kind == events.EVENT_CONNECTED:
-                self._operations.connected(event[1], event[2])
-            elif kind == events.EVENT_INSTALLED:
-                self._operations.installed(event[1])
-                self._installed(event[2], event[3])
-            elif kind == events.EVENT_CONTROL_RECORD:
-                role = Role.CLIENT if event[1] in self._operations.client_role else Role.SERVER
-                self._control_records.received(event[1], event[2], event[3], event[4], role)
-            elif kind == events.EVENT_END_OF_FILE:
-                driver.end_of_file(event[1])
-            elif kind == events.EVENT_REKEYED:
-                self._control_records.rekeyed(event[1], event[2], event[3])
-            elif kind == events.EVENT_KEY_LIMIT:
-                self._control_records.key_limit(event[1], event[2])
-            elif kind == events.EVENT_ACCEPT_PAUSED:
-                self._log.warning(
-                    "accept paused", problem=os.strerror(event[2]), remedy="raise the limit of open files"
-                )
-            elif kind == events.EVENT_UNLISTENED:
-                self._unlistened(event[1])
-            elif kind == events.EVENT_DRAINED:
-                self._say({"type": "drained", "cut": event[1]})
-                self._leaving = True
+            try:
+                self._handle(event)
+            except Exception:
+                if event[0] not in _CONNECTION_EVENTS:
+                    raise
+                self._log.exception("connection dropped")  # it alone, whatever was wrong with it
+                self._engine.close(event[1])
+
+    def _handle(self, event: Any) -> None:
+        driver = self._driver
+        kind = event[0]
+        if kind == events.EVENT_RECORDS:
+            driver.records(event[1], event[3], event[2])
+        elif kind == events.EVENT_CLOSED:
+            driver.closed(event[1], event[2])
+            self._control_records.closed(event[1])
+            self._operations.closed(event[1])
+        elif kind == events.EVENT_CONNECTED:
+            self._operations.connected(event[1], event[2])
+        elif kind == events.EVENT_INSTALLED:
+            self._operations.installed(event[1])
+            self._installed(event[2], event[3])
+        elif kind == events.EVENT_CONTROL_RECORD:
+            role = Role.CLIENT if event[1] in self._operations.client_role else Role.SERVER
+            self._control_records.received(event[1], event[2], event[3], event[4], role)
+        elif kind == events.EVENT_END_OF_FILE:
+            driver.end_of_file(event[1])
+        elif kind == events.EVENT_REKEYED:
+            self._control_records.rekeyed(event[1], event[2], event[3])
+        elif kind == events.EVENT_KEY_LIMIT:
+            self._control_records.key_limit(event[1], event[2])
+        elif kind == events.EVENT_ACCEPT_PAUSED:
+            self._accept_paused(event[2])
+        elif kind == events.EVENT_UNLISTENED:
+            self._unlistened(event[1])
+        elif kind == events.EVENT_DRAINED:
+            self._say({"type": "drained", "cut": event[1]})
+            self._leaving = True
+
+    def _accept_paused(self, error: int) -> None:
+        now = time.monotonic()
+        if now - self._accept_paused_told >= ACCEPT_PAUSED_INTERVAL_S:
+            self._accept_paused_told = now
+            self._log.warning("accept paused", problem=os.strerror(error), remedy="raise the limit of open files")
 
     def _installed(self, backend: str, reason: str) -> None:
         """Counts the reasons for a record layer and tells each once."""
@@ -241,6 +274,7 @@ class Worker:
         channel = self._keys.attach(socket.socket(fileno=fd))
         self._keys_channels[fd] = channel
         self._watch(fd, lambda mask: self._keymgr_ready(channel, mask))
+        self._essential.add(fd)
         for old in before:
             self._keymgr_ready(old, select.EPOLLIN)  # it ends here if it owes nothing
 

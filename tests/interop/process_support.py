@@ -39,17 +39,22 @@ class Connection:
         self.socket.close()
 
     def get(self, path: str = "/small.txt") -> bytes:
-        """The body of one response. Raises OSError or EOFError when the connection is dead."""
+        """The body of one response of status 200. Raises OSError or EOFError when the connection is dead."""
+        status, body = self.response(path)
+        assert status == 200, body
+        return body
+
+    def response(self, path: str = "/small.txt") -> tuple[int, bytes]:
+        """Status and body of one response. Raises OSError or EOFError when the connection is dead."""
         self.socket.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
         data = b""
         while b"\r\n\r\n" not in data:
             data += self._receive()
         head, _, body = data.partition(b"\r\n\r\n")
-        assert head.startswith(b"HTTP/1.1 200 "), head
         (length,) = [int(line[15:]) for line in head.split(b"\r\n") if line.lower().startswith(b"content-length:")]
         while len(body) < length:
             body += self._receive()
-        return body
+        return int(head.split()[1]), body
 
     def works(self) -> bool:
         try:

@@ -12,10 +12,11 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.certificates import Issued
-from support.daemon import environment
+from support.daemon import Daemon, environment, status
 from support.waiting import DEADLINE_S
 
 MIB = 1 << 20
@@ -165,3 +166,30 @@ def test_nobody_there_and_nobody_speaking_tls(tmp_path: Path) -> None:
         thread.join(DEADLINE_S)
     assert completed.returncode == 1
     assert len(completed.stderr.splitlines()) == 1
+
+
+REQUEST = b"GET /large.bin HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+
+
+def test_a_file_through_both_our_ends(daemon: Daemon, site: Path, tmp_path: Path) -> None:
+    completed = connect(daemon.port, ["--cafile", str(daemon.ca)], REQUEST, tmp_path)
+    assert (completed.returncode, completed.stderr) == (0, b"")
+    assert completed.stdout.partition(b"\r\n\r\n")[2] == (site / "large.bin").read_bytes()
+
+
+@pytest.mark.guest
+def test_a_file_through_two_kernel_ends(kdaemon: Callable[..., Daemon], site: Path, tmp_path: Path) -> None:
+    daemon = kdaemon("--ktls", "require", "--workers", "1")
+    completed = connect(daemon.port, ["--cafile", str(daemon.ca), "--ktls", "require"], REQUEST, tmp_path)
+    assert (completed.returncode, completed.stderr) == (0, b"")
+    assert completed.stdout.partition(b"\r\n\r\n")[2] == (site / "large.bin").read_bytes()
+    workers: Any = status(daemon)["workers"]
+    assert workers[0]["record_layer"] == {"kernel": 1, "user": 0}
+
+
+def test_ktls_required_where_there_is_none(daemon: Daemon, tmp_path: Path) -> None:
+    if status(daemon)["ktls"]["available"]:  # type: ignore[index]
+        pytest.skip("this kernel has kTLS")
+    completed = connect(daemon.port, ["--insecure", "--ktls", "require"], b"", tmp_path)
+    assert completed.returncode == 1
+    assert b"ktls is required and cannot be used" in completed.stderr
