@@ -293,7 +293,7 @@ cdef void completed(Core* core, uint64_t user_data, int32_t result, uint32_t fla
         if core.descriptors_short:
             listeners_resume(core)
         return
-    # CANCEL and SHUTDOWN only had to be joined.
+    # CANCEL only had to be joined.
     connection_mark(c)
 
 

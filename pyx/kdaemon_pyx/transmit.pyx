@@ -12,7 +12,7 @@ from kdaemon_pyx cimport liburing as lu
 from kdaemon_pyx.buffers cimport BUFFER_SMALL, pool_give, pool_take
 from kdaemon_pyx.core cimport (
     CLOSE_LIMIT, CLOSE_RECORD, CLOSE_RESET, CLOSE_RESOURCES, CONNECTION_CLOSING, ITEM_CONTROL, ITEM_RAW, ITEM_REKEY, OPERATION_SEND,
-    OPERATION_SEND_CONTROL, OPERATION_SHUTDOWN, RECORD_LAYER_KERNEL, RECORD_LAYER_USER, Connection, ControlMessage, Item, KeyMaterial)
+    OPERATION_SEND_CONTROL, RECORD_LAYER_KERNEL, RECORD_LAYER_USER, Connection, ControlMessage, Item, KeyMaterial)
 from kdaemon_pyx.file_range cimport file_range_drop, file_range_fill
 from kdaemon_pyx.ktls cimport KTLS_TX, ktls_control_prepare_send, ktls_set_keys
 from kdaemon_pyx.libcrypto cimport OPENSSL_cleanse
@@ -30,6 +30,7 @@ cdef extern from "<sys/socket.h>" nogil:
     int MSG_MORE
     int MSG_WAITALL
     int SHUT_WR
+    int shutdown(int fd, int how)
     int getsockopt(int fd, int level, int name, void* value, unsigned int* length)
 
 cdef extern from "<netinet/in.h>" nogil:
@@ -292,11 +293,9 @@ cdef void transmit_discard(Connection* c) noexcept nogil:
 
 
 cdef void transmit_shutdown(Connection* c) noexcept nogil:
-    """FIN behind everything sent."""
-    cdef lu.io_uring_sqe* sqe = uring_sqe(&c.core.uring)
-    lu.io_uring_prep_shutdown(sqe, c.fd, SHUT_WR)
-    lu.io_uring_sqe_set_data64(sqe, operation_data(c, OPERATION_SHUTDOWN))
-    c.operations += 1
+    """FIN behind everything sent. A system call, because IORING_OP_SHUTDOWN always goes through a worker thread of the kernel, and
+    this one does not block. ENOTCONN (the peer was faster) changes nothing: the receive side sees the end."""
+    shutdown(c.fd, SHUT_WR)
 
 
 cdef bint transmit_progressed(Connection* c) noexcept nogil:
