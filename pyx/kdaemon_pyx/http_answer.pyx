@@ -9,11 +9,15 @@ from kdaemon_pyx.files cimport ENCODING_IDENTITY, Entry, file_table_distrust, fi
 from kdaemon_pyx.http_body cimport BODY_NONE, BodyDiscard, begin_body
 from kdaemon_pyx.http_conditional cimport ByteRange, evaluate_preconditions, select_ranges
 from kdaemon_pyx.http_encoding cimport select_encoding
+from kdaemon_pyx.http_head cimport (
+    END_BOUNDARY_BYTES, HEAD_EXTRA_BYTES_MAX, PART_HEAD_BYTES_MAX, multipart_length, put_end_boundary, put_not_modified_head,
+    put_part_head, put_ranges_head, put_whole_head,
+)
 from kdaemon_pyx.http_log cimport log_response
 from kdaemon_pyx.http_request cimport METHOD_HEAD, METHOD_OPTIONS, METHOD_OTHER, HttpRequest, Slice, parse_request_head
 from kdaemon_pyx.http_response cimport (
     GENERATED_BYTES_MAX, HTTP_DATE_BYTES, Writer, put, put_decimal, put_encoded_path, put_end_of_head, put_error,
-    put_hexadecimal, put_slice, put_status_line, put_text, refresh_date,
+    put_slice, put_status_line, put_text, refresh_date,
 )
 from kdaemon_pyx.http_session cimport HttpContext, HttpSession
 from kdaemon_pyx.http_site cimport (
@@ -24,11 +28,6 @@ from kdaemon_pyx.representation cimport (
     Representation, representation_is_current, representation_load, representation_map, representation_release,
     representation_retain, representation_validators,
 )
-
-cdef enum:
-    HEAD_EXTRA_BYTES_MAX = 256     # what a 206 or 304 has beyond its representation's own head
-    PART_HEAD_BYTES_MAX = 192      # of a part of multipart/byteranges, without the media type
-    END_BOUNDARY_BYTES = 2 + 2 + 16 + 2 + 2
 
 
 cdef bint open_writer(HttpSession* session, Writer* writer, uint32_t room) noexcept nogil:
@@ -174,93 +173,6 @@ cdef bint answer_location(HttpSession* session, int status, bint to_directory, S
     return True
 
 
-cdef void put_common(HttpSession* session, Writer* writer, const Representation* representation) noexcept nogil:
-    cdef uint8_t* start = writer.position
-    put(writer, representation.head + representation.common_start,
-        representation.head_length - representation.common_start)
-    memcpy(start + representation.date_start - representation.common_start,
-           session.context.date.text, HTTP_DATE_BYTES)
-    put_end_of_head(writer, session.keep_alive, session.minor_version)
-
-
-cdef void put_content_range(Writer* writer, const ByteRange* part, uint64_t size) noexcept nogil:
-    put_text(writer, b"Content-Range: bytes ")
-    put_decimal(writer, part.first)
-    put(writer, b"-", 1)
-    put_decimal(writer, part.first + part.length - 1)
-    put(writer, b"/", 1)
-    put_decimal(writer, size)
-    put(writer, b"\r\n", 2)
-
-
-cdef void put_boundary(Writer* writer, uint64_t boundary) noexcept nogil:
-    cdef int shift
-    for shift in range(60, -4, -4):
-        put_hexadecimal(writer, boundary >> shift & 15)
-
-
-cdef void put_part_head(HttpSession* session, Writer* writer, const ByteRange* part) noexcept nogil:
-    put(writer, b"\r\n--", 4)
-    put_boundary(writer, session.boundary)
-    put_text(writer, b"\r\nContent-Type: ")
-    put_slice(writer, session.representation.content_type)
-    put(writer, b"\r\n", 2)
-    put_content_range(writer, part, session.representation.file.size)
-    put(writer, b"\r\n", 2)
-
-
-cdef uint64_t decimal_digits(uint64_t value) noexcept nogil:
-    cdef uint64_t digits = 1
-    while value >= 10:
-        value //= 10
-        digits += 1
-    return digits
-
-
-cdef uint64_t multipart_length(const Representation* representation, const ByteRange* ranges, uint32_t count) noexcept nogil:
-    # What put_part_head() and the closing boundary come to, and the parts themselves.
-    cdef uint64_t total = END_BOUNDARY_BYTES
-    cdef uint32_t i
-    for i in range(count):
-        total += 4 + 16 + 16 + representation.content_type.length + 2 + 21 + 2 + 2 + 2
-        total += decimal_digits(ranges[i].first) + decimal_digits(ranges[i].first + ranges[i].length - 1)
-        total += decimal_digits(representation.file.size) + ranges[i].length
-    return total
-
-
-cdef void put_ranges_head(
-    HttpSession* session, Writer* writer, const Representation* representation, const ByteRange* ranges, uint32_t count
-) noexcept nogil:
-    put_status_line(writer, 206)
-    if count == 1:
-        put(writer, representation.head + representation.type_start, representation.type_length)
-        put_content_range(writer, ranges, representation.file.size)
-        put_text(writer, b"Content-Length: ")
-        put_decimal(writer, ranges[0].length)
-    else:
-        put_text(writer, b"Content-Type: multipart/byteranges; boundary=")
-        put_boundary(writer, session.context.boundary)
-        put_text(writer, b"\r\nContent-Length: ")
-        put_decimal(writer, multipart_length(representation, ranges, count))
-    put(writer, b"\r\n", 2)
-    put_common(session, writer, representation)
-
-
-cdef void put_whole_head(HttpSession* session, Writer* writer, const Representation* representation, int status) noexcept nogil:
-    cdef uint8_t* start = writer.position
-    if status == 200:
-        put(writer, representation.head, representation.head_length)
-        memcpy(start + representation.date_start, session.context.date.text, HTTP_DATE_BYTES)
-        put_end_of_head(writer, session.keep_alive, session.minor_version)
-        return
-    put_status_line(writer, status)                        # the site's page for an error
-    put(writer, representation.head + representation.type_start, representation.type_length)
-    put_text(writer, b"Content-Length: ")
-    put_decimal(writer, representation.file.size)
-    put(writer, b"\r\n", 2)
-    put_common(session, writer, representation)
-
-
 cdef bint answer_representation(HttpSession* session, Representation* representation, int status) noexcept nogil:
     # The whole with `status`; with status 200 the request's conditions and ranges apply.
     cdef HttpContext* context = session.context
@@ -301,8 +213,7 @@ cdef bint answer_representation(HttpSession* session, Representation* representa
         context.boundary += 1
         put_ranges_head(session, &writer, representation, context.ranges, <uint32_t>range_count)
     elif status == 304:
-        put_status_line(&writer, 304)
-        put_common(session, &writer, representation)
+        put_not_modified_head(session, &writer, representation)
     else:
         put_whole_head(session, &writer, representation, status)
     commit_writer(session, &writer, start, status, 0 if status == 304 or session.head_only else body_bytes)
@@ -404,9 +315,7 @@ cdef void continue_response(HttpSession* session) noexcept nogil:
         if not open_writer(session, &writer, END_BOUNDARY_BYTES):
             return
         start = writer.position
-        put(&writer, b"\r\n--", 4)
-        put_boundary(&writer, session.boundary)
-        put(&writer, b"--\r\n", 4)
+        put_end_boundary(&writer, session.boundary)
         session.context.transport.commit(session.connection, <uint32_t>(writer.position - start))
     end_response(session)
 
