@@ -69,7 +69,8 @@ def certificate_public_key(certificate: x509.Certificate) -> PublicKeyTypes:
 
 def is_pss_only(certificate: x509.Certificate) -> bool:
     """Whether the key has the OID id-RSASSA-PSS, which decides between the rsae and pss schemes (RFC 8446 §4.2.3)."""
-    return certificate.public_key_algorithm_oid == PublicKeyAlgorithmOID.RSASSA_PSS
+    with _parsing():
+        return certificate.public_key_algorithm_oid == PublicKeyAlgorithmOID.RSASSA_PSS
 
 
 def verify_with_certificate(
