@@ -155,7 +155,6 @@ def unread_by_peer(connection: socket.socket) -> int:
     return int(struct.unpack("i", fcntl.ioctl(connection.fileno(), termios.TIOCOUTQ, bytes(4)))[0])
 
 
-@pytest.mark.slow
 def test_data_glued_to_finished_at_every_split(required: Daemon, site: Path) -> None:
     """Invariant 1: client data behind Finished, cut at every byte, is neither lost nor decrypted twice."""
     content = (site / "small.txt").read_bytes()
@@ -242,7 +241,6 @@ def test_a_key_update_is_followed_or_ends_the_connection_in_order(required: Daem
         assert fetch(required.address, required.ca).status == 200
 
 
-@pytest.mark.slow
 def test_sigterm_in_the_middle_of_a_download(site: Path, issued: Issued) -> None:
     """The download completes from the kernel's record layer, and the daemon ends with status 0."""
     content = pattern(20_000_000)
