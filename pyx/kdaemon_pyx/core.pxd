@@ -179,13 +179,15 @@ cdef struct Connection:
     uint8_t key_limit_told
     uint8_t client_role
     uint8_t file_reading           # a READ into `output` is outstanding
+    uint8_t mapping_allowed        # 0: not asked, 1: mincore() tells the truth about the file, 2: it does not
     uint8_t output_full            # output holds a batch of the file that is to be sent as it is
 
     int32_t close_errno
     Buffer* output                 # being filled; user layer: sealed up to record_start
     uint32_t output_length         # user layer: sealed bytes; kernel layer and raw: bytes
     uint32_t record_length         # user layer: plaintext of the open record behind them
-    Buffer* sending                # in flight; owner: the SEND operation
+    Buffer* sending                # in flight; owner: the SEND operation. &window: a piece of the file's mapping
+    Buffer window                  # kernel layer: describes that piece, owns no memory
     uint32_t sending_start
     uint32_t sending_length
     Item* items

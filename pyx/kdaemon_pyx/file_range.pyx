@@ -2,10 +2,14 @@
 
 Batches of up to eight full records: preadv2(RWF_NOWAIT) into the buffer, and IORING_OP_READV when that would block. Size, mtime and ctime are
 compared with those of the ``File`` after the last byte is read and before it is submitted; a short file closes the connection.
+
+Kernel record layer: what is left of a long range goes from the file's mapping, a window at a time, as far as mincore() says that its pages are in
+the page cache (a SEND from others blocks io_uring_enter itself), and never from the page that contains the end of the file: a file cut short there
+reads as zeros. The kernel tells what is resident only to the owner of a file (and root); for others everything is read.
 """
 
 from libc.errno cimport EAGAIN, EBUSY, EINTR, EINVAL, ENOMEM
-from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from kdaemon_pyx cimport liburing as lu
@@ -27,14 +31,24 @@ cdef extern from "<sys/stat.h>" nogil:
         int64_t tv_sec
         long tv_nsec
     struct stat_ "stat":
+        unsigned st_uid
         int64_t st_size
         timespec st_mtim
         timespec st_ctim
         uint64_t st_nlink
     int fstat(int fd, stat_* status)
 
+cdef extern from "<sys/mman.h>" nogil:
+    int mincore(void* address, size_t length, unsigned char* pages)
+
+cdef extern from "<unistd.h>" nogil:
+    unsigned geteuid()
+
 cdef enum:
     FILE_VECTORS_MAX = 10
+    PAGE = 4096
+    WINDOW = 262144
+    WINDOW_MIN = 65536             # less is not worth a send of its own
 
 
 cdef int file_range_queue(Connection* c, File* file, uint64_t offset, uint64_t length) noexcept nogil:
@@ -51,6 +65,7 @@ cdef int file_range_queue(Connection* c, File* file, uint64_t offset, uint64_t l
     c.file = file
     c.file_offset = offset
     c.file_remaining = length
+    c.mapping_allowed = 0
     return 0
 
 
@@ -165,6 +180,48 @@ cdef void file_bytes_read(Connection* c, uint32_t length) noexcept nogil:
             connection_terminate(c, CLOSE_FILE, 0)
             return
         file_range_drop(c)
+
+
+cdef bint resident(uint8_t* address, uint64_t length) noexcept nogil:
+    """All pages of the window are in the page cache. ``address`` need not be the beginning of a page."""
+    cdef unsigned char[66] pages
+    cdef uint64_t skew = <uint64_t>address & (PAGE - 1)
+    cdef uint64_t count = (skew + length + PAGE - 1) // PAGE
+    cdef uint64_t i
+    if mincore(address - skew, skew + length, pages) < 0:
+        return False
+    for i in range(count):
+        if not pages[i] & 1:
+            return False
+    return True
+
+
+cdef bint file_range_window(Connection* c) noexcept nogil:
+    """Kernel layer: puts the next window of the mapping in ``window``, ready to be sent. False: the next bytes are to be read instead."""
+    cdef File* file = c.file
+    cdef uint64_t length = WINDOW
+    cdef uint64_t end = file.size & ~<uint64_t>(PAGE - 1)
+    cdef stat_ status
+    if file.mapping == NULL or c.file_remaining < WINDOW_MIN or c.file_offset + WINDOW_MIN > end or file.mapping_size < end:
+        return False
+    if length > c.file_remaining:
+        length = c.file_remaining
+    if length > end - c.file_offset:
+        length = end - c.file_offset
+    if c.mapping_allowed == 0:
+        # mincore() answers "all resident" for files of others (since Linux 5.2).
+        c.mapping_allowed = 1 if fstat(file.fd, &status) == 0 and (status.st_uid == geteuid() or geteuid() == 0) else 2
+    if c.mapping_allowed != 1 or not resident(file.mapping + c.file_offset, length):
+        return False
+    if length == c.file_remaining and not file_unchanged(file):
+        connection_terminate(c, CLOSE_FILE, 0)
+        return False
+    c.window.data = file.mapping + c.file_offset
+    c.window.capacity = <uint32_t>length
+    c.file_offset += length
+    c.file_remaining -= length
+    c.core.counters.bytes_out += length
+    return True
 
 
 cdef void file_range_fill(Connection* c) noexcept nogil:

@@ -115,7 +115,7 @@ cdef void give_back(Connection* c) noexcept nogil:
         c.service.on_closed(c)
     if c.output != NULL:
         pool_give(&c.core.pool, c.output)
-    if c.sending != NULL:
+    if c.sending != NULL and c.sending != &c.window:
         pool_give(&c.core.pool, c.sending)
     if c.cipher != NULL:
         pool_give(&c.core.pool, c.cipher)

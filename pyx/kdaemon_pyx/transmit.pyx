@@ -3,7 +3,7 @@
 One SEND is in flight at most. While it is, the next batch is prepared: ``output`` is being filled, ``sending`` belongs to the kernel.
 """
 
-from libc.errno cimport EAGAIN, EINTR, EINVAL, ENOMEM
+from libc.errno cimport EAGAIN, EFAULT, EINTR, EINVAL, ENOMEM
 from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy
@@ -11,9 +11,9 @@ from libc.string cimport memcpy
 from kdaemon_pyx cimport liburing as lu
 from kdaemon_pyx.buffers cimport BUFFER_SMALL, pool_give, pool_take
 from kdaemon_pyx.core cimport (
-    CLOSE_LIMIT, CLOSE_RECORD, CLOSE_RESET, CLOSE_RESOURCES, CONNECTION_CLOSING, ITEM_CONTROL, ITEM_RAW, ITEM_REKEY, OPERATION_SEND,
+    CLOSE_FILE, CLOSE_LIMIT, CLOSE_RECORD, CLOSE_RESET, CLOSE_RESOURCES, CONNECTION_CLOSING, ITEM_CONTROL, ITEM_RAW, ITEM_REKEY, OPERATION_SEND,
     OPERATION_SEND_CONTROL, RECORD_LAYER_KERNEL, RECORD_LAYER_USER, Connection, ControlMessage, Item, KeyMaterial)
-from kdaemon_pyx.file_range cimport file_range_drop, file_range_fill
+from kdaemon_pyx.file_range cimport file_range_drop, file_range_fill, file_range_window
 from kdaemon_pyx.ktls cimport KTLS_TX, ktls_control_prepare_send, ktls_set_keys
 from kdaemon_pyx.libcrypto cimport OPENSSL_cleanse
 from kdaemon_pyx.lifecycle cimport (
@@ -219,19 +219,26 @@ cdef void submit_send(Connection* c) noexcept nogil:
     c.send_deadline_ns = c.core.now_ns + c.core.deadlines.send_ns
 
 
+cdef void count_records(Connection* c, uint32_t length) noexcept nogil:
+    """Kernel layer: an upper bound of the records under this key. Few left: the control thread is told; none: the connection ends."""
+    c.kernel_tx_records += (length + RECORD_PLAINTEXT_MAX - 1) // RECORD_PLAINTEXT_MAX
+    if c.kernel_tx_records + KEY_LIMIT_MARGIN < suite_records_max(c.secrets.cipher_suite):
+        return
+    if not c.key_limit_told:
+        c.key_limit_told = 1
+        event_push_keys(c, EVENT_KIND_KEY_LIMIT, 1, NULL, 0)
+    if c.kernel_tx_records >= suite_records_max(c.secrets.cipher_suite):
+        connection_terminate(c, CLOSE_LIMIT, 0)
+
+
 cdef void send_output(Connection* c) noexcept nogil:
     """Gives the output to the kernel."""
     if c.record_length and output_seal(c, CONTENT_APPLICATION_DATA) < 0:
         return
     if c.record_layer == RECORD_LAYER_KERNEL:
-        c.kernel_tx_records += (c.output_length + RECORD_PLAINTEXT_MAX - 1) // RECORD_PLAINTEXT_MAX
-        if c.kernel_tx_records + KEY_LIMIT_MARGIN >= suite_records_max(c.secrets.cipher_suite):
-            if not c.key_limit_told:
-                c.key_limit_told = 1
-                event_push_keys(c, EVENT_KIND_KEY_LIMIT, 1, NULL, 0)
-            if c.kernel_tx_records >= suite_records_max(c.secrets.cipher_suite):
-                connection_terminate(c, CLOSE_LIMIT, 0)
-                return
+        count_records(c, c.output_length)
+        if c.state == CONNECTION_CLOSING:
+            return
     c.sending = c.output
     c.sending_start = 0
     c.sending_length = c.output_length
@@ -241,14 +248,40 @@ cdef void send_output(Connection* c) noexcept nogil:
     submit_send(c)
 
 
+cdef bint send_window(Connection* c) noexcept nogil:
+    """Kernel layer, mapped file: sends the next window, or reads the next batch. False: wait for a completion."""
+    if c.sending != NULL or c.control_send != NULL:
+        return False
+    if output_pending(c) and c.file_remaining >= 2 * RECORD_PLAINTEXT_MAX:
+        c.output_full = 1                          # the head first; its record is filled up by what follows
+        return True
+    if output_pending(c) or not file_range_window(c):
+        if c.state == CONNECTION_CLOSING:
+            return False
+        file_range_fill(c)
+        return not c.file_reading and c.state != CONNECTION_CLOSING
+    count_records(c, c.window.capacity)
+    if c.state == CONNECTION_CLOSING:
+        return False
+    c.sending = &c.window
+    c.sending_start = 0
+    c.sending_length = c.window.capacity
+    submit_send(c)
+    return False
+
+
 cdef void transmit_pump(Connection* c) noexcept nogil:
     """Fills the output from items and file, and sends it when nothing is in flight."""
     while c.state != CONNECTION_CLOSING:
         if c.file_reading:
             return                                 # the output belongs to the READV
         # (In the kernel layer a control record needs a gap between two sends: nothing is read ahead then.)
-        if (c.file != NULL and not c.output_full and (c.sending == NULL or c.output == NULL)
+        if (c.file_remaining and not c.output_full and (c.sending == NULL or c.output == NULL)
                 and (c.items == NULL or c.record_layer == RECORD_LAYER_USER)):
+            if c.record_layer == RECORD_LAYER_KERNEL and c.file.mapping != NULL and c.mapping_allowed != 2:
+                if not send_window(c):
+                    return
+                continue
             file_range_fill(c)
             if c.file_reading or c.state == CONNECTION_CLOSING:
                 return
@@ -271,20 +304,26 @@ cdef void transmit_send_done(Connection* c, int32_t result) noexcept nogil:
         submit_send(c)
         return
     if result < 0:
-        connection_terminate(c, CLOSE_RESET, -result)
+        connection_terminate(c, CLOSE_FILE if result == -EFAULT else CLOSE_RESET, -result)
         return
     c.sending_start += <uint32_t>result
     if c.sending_start < c.sending_length:
         submit_send(c)
         return
-    pool_give(&c.core.pool, c.sending)
+    if c.sending == &c.window:
+        if c.file_remaining == 0:
+            file_range_drop(c)                     # nothing reads the mapping any more
+    else:
+        pool_give(&c.core.pool, c.sending)
     c.sending = NULL
     c.send_deadline_ns = 0
 
 
 cdef void transmit_discard(Connection* c) noexcept nogil:
     """Drops what is not in flight yet: the file range and plaintext that nobody will get. Sealed records stay, their numbers are used."""
-    if c.file != NULL and not c.file_reading:
+    if c.sending == &c.window:
+        c.file_remaining = 0                       # the SEND reads the mapping: its completion lets go of the file
+    elif c.file != NULL and not c.file_reading:
         file_range_drop(c)
     c.record_length = 0
     c.output_full = 0
