@@ -56,6 +56,8 @@ class Http:
     header_count_max: int = 100
     body_bytes_max: int = 1 << 20
     requests_per_connection_max: int = 1000
+    connections_per_address_max: int = 0
+    requests_per_second_per_address: int = 0
     ranges_max: int = 16
     entries_max: int = 1024
     content_bytes_max: int = 32 << 20

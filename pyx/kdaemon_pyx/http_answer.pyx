@@ -6,6 +6,7 @@ from libc.string cimport memcpy, memset
 
 from kdaemon_pyx.core cimport CLOSE_RESOURCES
 from kdaemon_pyx.files cimport ENCODING_IDENTITY, Entry, file_table_distrust, file_table_lookup
+from kdaemon_pyx.http_address cimport address_may_ask
 from kdaemon_pyx.http_body cimport BODY_NONE, BodyDiscard, begin_body
 from kdaemon_pyx.http_conditional cimport ByteRange, evaluate_preconditions, select_ranges
 from kdaemon_pyx.http_encoding cimport select_encoding
@@ -88,6 +89,8 @@ cdef bint answer_status(HttpSession* session, int status) noexcept nogil:
         lines.overflow = False
         if status == 405:
             put_text(&lines, b"Allow: GET, HEAD, OPTIONS\r\n")
+        elif status == 429:
+            put_text(&lines, b"Retry-After: 1\r\n")
         elif status == 416:
             put_text(&lines, b"Content-Range: bytes */")
             put_decimal(&lines, context.ranges[0].length)
@@ -386,7 +389,14 @@ cdef bint answer_request(HttpSession* session, const uint8_t* data, uint32_t len
                 return False
             memcpy(start, b"HTTP/1.1 100 Continue\r\n\r\n", 25)
             context.transport.commit(session.connection, 25)
-    if not site_answers_for(site, request.host):
+    if session.unwelcome:
+        session.keep_alive = False
+        answered = answer_error(session, 503)
+    elif session.address != NULL and not address_may_ask(
+        &context.addresses, session.address, context.transport.now_ns(session.connection)
+    ):
+        answered = answer_error(session, 429)
+    elif not site_answers_for(site, request.host):
         answered = answer_error(session, 421)
     elif request.method == METHOD_OPTIONS:
         answered = answer_status(session, 204)

@@ -25,7 +25,7 @@ def _check_line(what: str, text: str) -> None:
 
 @dataclass(frozen=True)
 class HeaderRule:
-    """Header fields added to every response, errors included, whose path matches ``path`` ('*' stands for any bytes)."""
+    """Header fields added to every response, errors included, whose path matches ``path`` ('*': any bytes)."""
 
     path: str
     headers: tuple[tuple[str, str], ...]
@@ -41,7 +41,7 @@ class HeaderRule:
 
 @dataclass(frozen=True)
 class RedirectRule:
-    """Answers paths that match ``path`` with ``status`` and Location ``to``; a '*' in ``to`` becomes what '*' stood for."""
+    """Answers paths that match ``path`` with ``status`` and Location ``to``; '*' in ``to`` is what '*' stood for."""
 
     path: str
     to: str
@@ -60,7 +60,7 @@ class RedirectRule:
 class Site:
     """One folder and how it is served. ``root_fd`` stays the caller's, open as long as the service is.
 
-    names: host names it answers for, "*.example.org" for one label more; () for every name. A request for another is 421.
+    names: host names it answers for, "*.example.org" for one label more; () for every name. For another: 421.
     index: names tried in a directory, in order.
     dotfiles: serve names that begin with a dot (".well-known" is always served).
     precompressed: offer FILE.zst, FILE.br and FILE.gz, where present and not older, by Accept-Encoding.
@@ -96,8 +96,8 @@ class Site:
 class Limits:
     """What a client may make large or slow; the defaults are nginx's where it has them.
 
-    Bytes and counts, as the names say; the deadlines (header, body, idle) are the engine's ``deadlines_ms``. head_bytes_max
-    is bounded by what the connection keeps of unread input.
+    Bytes and counts, as the names say; the deadlines (header, body, idle) are the engine's ``deadlines_ms``.
+    head_bytes_max is bounded by what the connection keeps of unread input.
     """
 
     request_line_bytes_max: int = 8192       # beyond: 414
@@ -106,6 +106,8 @@ class Limits:
     header_count_max: int = 100              # beyond: 431
     body_bytes_max: int = 1 << 20            # beyond: 413
     requests_per_connection_max: int = 1000
+    connections_per_address_max: int = 0     # of one worker; beyond: 503; 0: any number
+    requests_per_second_per_address: int = 0  # of one worker, as many may come at once; beyond: 429; 0: any number
     ranges_max: int = 16                     # beyond: the whole file
     entries_max: int = 1024                  # paths remembered, each with an open file
     content_bytes_max: int = 32 << 20        # of small files kept in memory
@@ -123,6 +125,9 @@ class Limits:
             raise ValueError(f"header_count_max = {self.header_count_max}: from 1 to 10000")
         if self.ranges_max > 64:
             raise ValueError(f"ranges_max = {self.ranges_max}: 64 at most")
+        for name in ("connections_per_address_max", "requests_per_second_per_address"):
+            if getattr(self, name) > 1_000_000:
+                raise ValueError(f"{name} = {getattr(self, name)}: a million at most")
         if self.entries_max < 8:
             raise ValueError(f"entries_max = {self.entries_max}: 8 at least")
         if self.requests_per_connection_max < 1:

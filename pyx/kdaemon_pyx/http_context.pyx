@@ -7,6 +7,7 @@ from libc.stdint cimport uint32_t
 from libc.string cimport memset
 
 from kdaemon_pyx.files cimport LIST_FILES, LIST_NAMES, file_table_setup, file_table_teardown
+from kdaemon_pyx.http_address cimport address_table_setup, address_table_teardown
 from kdaemon_pyx.http_log cimport AccessLog
 from kdaemon_pyx.http_site cimport SiteTable
 from kdaemon_pyx.mime cimport MimeTable
@@ -52,8 +53,13 @@ cdef class FileContext:
             limits.content_file_bytes_max
         ) != 0:
             raise MemoryError
+        if address_table_setup(
+            &self.context.addresses, limits.connections_per_address_max, limits.requests_per_second_per_address
+        ) != 0:
+            raise MemoryError
 
     def __dealloc__(self):
+        address_table_teardown(&self.context.addresses)
         file_table_teardown(&self.context.table)
 
     def add_sites(self, sites):
@@ -70,6 +76,8 @@ cdef class FileContext:
         counts = {f"responses_{i}xx": self.context.responses[i] for i in range(1, 6)}
         if self._log is not None:
             counts.update(self._log.counters())
+        if self.context.addresses.buckets != NULL:
+            counts["addresses"] = self.context.addresses.count
         counts["file_opens"] = self.context.table.opens
         counts["file_entries"] = self.context.table.orders[<int>LIST_FILES].count
         counts["file_names_missing"] = self.context.table.orders[<int>LIST_NAMES].count

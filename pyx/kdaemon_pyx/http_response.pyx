@@ -146,6 +146,8 @@ cdef const char* explanation(int status) noexcept nogil:
         return b"The only expectation understood is 100-continue."
     if status == 421:
         return b"This connection was not made for that host name; connect again."
+    if status == 429:
+        return b"Too many requests from this address; try again in a second."
     if status == 431:
         return b"The request's header is too large."
     if status == 500:

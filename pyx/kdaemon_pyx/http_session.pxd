@@ -8,6 +8,7 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from kdaemon_pyx.core cimport CloseReason, Connection, Deadlines, File
 from kdaemon_pyx.files cimport FileTable
+from kdaemon_pyx.http_address cimport Address, AddressTable
 from kdaemon_pyx.http_body cimport BodyDiscard
 from kdaemon_pyx.http_conditional cimport ByteRange, Validators
 from kdaemon_pyx.http_log cimport LogRing, PeerAddress
@@ -37,6 +38,7 @@ cdef struct HttpContext:
     FileTable table
     const SiteC* sites
     uint32_t site_count
+    AddressTable addresses
     LogRing* log                   # NULL: no access log; owner: the AccessLog object
     uint64_t responses[6]          # by the status' first digit
     DateCache date
@@ -59,7 +61,8 @@ cdef struct HttpSession:
     HttpContext* context
     Connection* connection
     uint64_t deadline_ns
-    PeerAddress peer               # set only where there is a log
+    PeerAddress peer               # set only where somebody wants it: the log, the limits per address
+    Address* address               # one connection of it; NULL: no limits
     uint32_t site
     uint32_t requests
     HeadScan scan
@@ -69,6 +72,7 @@ cdef struct HttpSession:
     bint head_pending              # part of a head is there, the rest is not
     bint blocked                   # input waits for room in the output
     bint responding                # a response is under way
+    bint unwelcome                 # one connection of its address too many: its first request is answered with 503
     bint draining
     bint end_of_data
     bint finishing                 # the connection was told to finish; input is ignored

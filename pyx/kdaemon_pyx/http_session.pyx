@@ -5,6 +5,7 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
 from kdaemon_pyx.core cimport CLOSE_DEADLINE, CLOSE_DRAIN, CLOSE_PEER, CLOSE_SERVICE, CloseReason, Connection
+from kdaemon_pyx.http_address cimport address_enter, address_leave
 from kdaemon_pyx.http_answer cimport answer_request, continue_response, refuse_request
 from kdaemon_pyx.http_body cimport BODY_NONE, discard_body
 from kdaemon_pyx.http_request cimport scan_request_head
@@ -19,6 +20,7 @@ cdef HttpSession* session_open(
     HttpContext* context, Connection* connection, uint32_t site, bint kernel_layer
 ) noexcept nogil:
     cdef HttpSession* session
+    cdef bint allowed
     if site >= context.site_count:
         return NULL
     session = <HttpSession*>calloc(1, sizeof(HttpSession))
@@ -29,8 +31,12 @@ cdef HttpSession* session_open(
     session.site = site
     session.kernel_layer = kernel_layer
     session.keep_alive = True
-    if context.log != NULL:
+    if context.log != NULL or context.addresses.buckets != NULL:
         context.transport.peer(connection, &session.peer)
+    if context.addresses.buckets != NULL:
+        session.address = address_enter(
+            &context.addresses, &session.peer, context.transport.now_ns(connection), &allowed)
+        session.unwelcome = not allowed
     # The first request has the header deadline from here on; its beginning does not move it.
     set_deadline(session, DEADLINE_HEADER, context.transport.deadlines(connection).header_ns)
     return session
@@ -39,6 +45,9 @@ cdef HttpSession* session_open(
 cdef void session_free(HttpSession* session) noexcept nogil:
     if session.representation != NULL:
         representation_release(session.representation)
+    if session.address != NULL:
+        address_leave(
+            &session.context.addresses, session.address, session.context.transport.now_ns(session.connection))
     free(session.ranges)
     free(session)
 
