@@ -3,10 +3,11 @@
 # Containment is the kernel's: every open is openat2(RESOLVE_BENEATH | RESOLVE_NO_MAGICLINKS) from the site's root, so neither "..",
 # nor a symbolic link, nor a rename in between leads out of it.
 #
-# An entry is trusted for a second after it was checked against the file system; then the path is opened anew and compared. Names
-# that do not exist are remembered in a list of their own, so that a scan for such names cannot drive out the files.
+# An entry is trusted for 10 ms after it was checked against the file system, and for a second where it is asked for all the time; then
+# the path is opened anew and compared. So what changes is seen at once where that costs nothing that counts. Names that do not exist are
+# remembered in a list of their own, so that a scan for such names cannot drive out the files.
 #
-# What blocks: openat2 of a path whose directories are not cached, and with them the engine thread. It happens once per path and second
+# What blocks: openat2 of a path whose directories are not cached, and with them the engine thread. It happens once per path and 10 ms
 # at most, costs 1 to 2 microseconds on cached directories, and a read of one directory block where they are not, which is what nginx
 # without thread pools does too. File contents are never waited for here.
 
@@ -36,6 +37,7 @@ cdef struct Entry:
     uint64_t hash
     uint64_t checked_ns
     uint64_t used_ns
+    uint32_t hits                  # since it was checked
     Representation* representations[4]  # by Encoding, of a listing by ListingFormat; all NULL unless status is 200
     uint32_t site
     uint32_t path_length

@@ -44,7 +44,8 @@ cdef extern from "<sys/random.h>" nogil:
 
 cdef enum:
     TRUSTED_NS = 1_000_000_000
-    TRUSTED_RACY_NS = 50_000_000
+    TRUSTED_COLD_NS = 10_000_000
+    HOT_HITS = 8                   # so many within TRUSTED_COLD_NS: it is not looked at again before TRUSTED_NS
     UNUSED_NS = 60_000_000_000     # after that long an entry lets go of its file, so that a deleted file's space returns
     SWEPT_AT_ONCE = 8
     ATTEMPTS = 16
@@ -368,6 +369,7 @@ cdef void settle(FileTable* table, Entry* entry, uint64_t now_ns, bint linked) n
         entry.representations[i] = found[i]
     entry.encoded = not entry.listing and (found[1] != NULL or found[2] != NULL or found[3] != NULL)
     entry.checked_ns = now_ns
+    entry.hits = 0
     kind = <uint8_t>(LIST_FILES if entry.status == 200 else LIST_NAMES)
     if linked:
         order_remove(&table.orders[entry.list], entry)
@@ -385,8 +387,10 @@ cdef inline bint is_trusted(const Entry* entry, uint64_t now_ns) noexcept nogil:
     cdef uint64_t age_ns = now_ns - entry.checked_ns
     if entry.status == 503:
         return False
-    if entry.representations[0] != NULL and entry.representations[0].racy:
-        return age_ns < TRUSTED_RACY_NS
+    if age_ns < TRUSTED_COLD_NS:
+        return True
+    if entry.hits < HOT_HITS or (entry.representations[0] != NULL and entry.representations[0].racy):
+        return False
     return age_ns < TRUSTED_NS
 
 
@@ -411,6 +415,7 @@ cdef Entry* file_table_lookup(
         if entry != table.orders[entry.list].newest:
             order_remove(&table.orders[entry.list], entry)
             order_add(&table.orders[entry.list], entry)
+        entry.hits += 1
         if not is_trusted(entry, now_ns):
             settle(table, entry, now_ns, True)
             keep_bound(table, entry)

@@ -119,8 +119,8 @@ class Limits:
             if not isinstance(value, int) or value < 0 or value >= 1 << 40:
                 raise ValueError(f"{each.name} = {value!r}: a number from 0 is needed")
         for name in ("request_line_bytes_max", "header_line_bytes_max", "head_bytes_max"):
-            if not 16 <= getattr(self, name) <= 1 << 20:
-                raise ValueError(f"{name} = {getattr(self, name)}: from 16 bytes to 1 MiB")
+            if not 16 <= getattr(self, name) <= 60_000:  # a connection keeps 64 KiB of unread input
+                raise ValueError(f"{name} = {getattr(self, name)}: from 16 to 60000 bytes")
         if not 1 <= self.header_count_max <= 10_000:
             raise ValueError(f"header_count_max = {self.header_count_max}: from 1 to 10000")
         if self.ranges_max > 64:

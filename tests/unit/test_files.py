@@ -246,6 +246,25 @@ def test_a_replaced_file_is_seen_after_a_second(site: Folder) -> None:
     assert after.endswith(b"replaced")
 
 
+def test_a_change_is_seen_at_once_unless_the_path_is_hot(site: Folder) -> None:
+    path = site.root / "a.txt"
+    connection = site.connection()
+    request = b"GET /a.txt HTTP/1.1\r\nHost: a\r\n\r\n"
+    assert connection.exchange(request).endswith(TEXT)
+    path.write_bytes(b"changed")
+    age(path)
+    connection.advance(10)
+    assert connection.exchange(request).endswith(b"changed")
+    opens = site.context.counters()["file_opens"]
+    connection.exchange(request * 10)
+    connection.advance(10)
+    path.write_bytes(b"again")
+    assert connection.exchange(request).endswith(b"changed")
+    assert site.context.counters()["file_opens"] == opens
+    connection.advance(990)
+    assert connection.exchange(request).endswith(b"again")
+
+
 def test_a_large_file_written_in_place_is_seen_at_once(site: Folder) -> None:
     path = site.root / "large"
     path.write_bytes(b"1" * 100_000)

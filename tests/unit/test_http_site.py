@@ -157,7 +157,7 @@ def test_sites_answer_for_their_names_alone(root: Path) -> None:
         (lambda: Site(0, error_pages={200: "/x"}), "not an error"),
         (lambda: Limits(ranges_max=65), "64 at most"),
         (lambda: Limits(body_bytes_max=-1), "from 0"),
-        (lambda: Limits(head_bytes_max=1), "16 bytes"),
+        (lambda: Limits(head_bytes_max=1), "from 16"),
         (lambda: FileContext([]), "one site"),
         (lambda: FileContext([Site(0, headers=(HeaderRule("*", ()),) * 33)]), "32 at most"),
     ],
