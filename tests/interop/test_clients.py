@@ -12,7 +12,7 @@ from typing import IO
 
 import pytest
 from support import peers
-from support.certificates import issue
+from support.certificates import issue, issue_rsa_pss
 from support.clients import MemoryClient, fetch
 from support.content import pattern
 from support.daemon import Daemon, serve
@@ -25,6 +25,7 @@ CERTIFICATES = {
     "rsa": {"kind": "rsa"},
     "rsa-chain-of-3": {"kind": "rsa", "intermediates": 2},
     "rsa-pss-signed": {"kind": "rsa", "pss": True},
+    "rsa-pss-key": None,
 }
 # The last asks for a HelloRetryRequest: the one key share is for a group the daemon lacks.
 GROUPS = (("x25519",), ("secp256r1",), ("secp521r1", "secp256r1"))
@@ -53,7 +54,8 @@ SERVERS.append(pytest.param(("ecdsa-p256", "require"), id="ecdsa-p256-require", 
 def server(request: pytest.FixtureRequest, files: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     """One daemon for each certificate and record layer."""
     kind, ktls = request.param
-    certificate = issue(tmp_path_factory.mktemp("certificate"), **CERTIFICATES[kind])  # type: ignore[arg-type]
+    options, directory = CERTIFICATES[kind], tmp_path_factory.mktemp("certificate")
+    certificate = issue_rsa_pss(directory) if options is None else issue(directory, **options)  # type: ignore[arg-type]
     with serve(files, "--workers", "1", "--ktls", ktls, issued=certificate) as daemon:
         assert daemon.ready[0].backend == ("user" if ktls == "off" else "kernel")
         yield daemon

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import ipaddress
+import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -144,3 +145,19 @@ def issue(
     certificate.write_bytes(b"".join(map(_pem, [leaf, *chain])))
     ca.write_bytes(_pem(root))
     return Issued(certificate, write_key(directory / "key.pem", key), ca, leaf)
+
+
+def issue_rsa_pss(directory: Path) -> Issued:
+    """A self-signed certificate whose key says id-RSASSA-PSS, which signs with rsa_pss_pss_* (RFC 8446 section 4.2.3).
+
+    Made by openssl: `cryptography` signs with such keys but makes none.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    certificate, key = directory / "cert.pem", directory / "key.pem"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa-pss", "-pkeyopt", "rsa_keygen_bits:2048", "-nodes", "-days", "30",
+         "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1,IP:::1",
+         "-keyout", str(key), "-out", str(certificate)],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    return Issued(certificate, key, certificate, x509.load_pem_x509_certificate(certificate.read_bytes()))
