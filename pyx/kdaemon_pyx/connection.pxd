@@ -28,6 +28,18 @@ cdef uint32_t connection_room(Connection* c) noexcept nogil
 # different from the File's before the last bytes are submitted, closes with CLOSE_FILE.
 cdef int connection_send_file(Connection* c, File* file, uint64_t offset, uint64_t length) noexcept nogil
 
+# Pull style, for services whose memory is the destination or the source (client rings). Kernel layer: the socket reads and writes it, no copy is
+# made here; user layer: plaintext is copied there after its tag is verified, and copied away before it is sealed.
+#
+# Queue `length` bytes of the service's memory, like a file range: it stays valid until on_sent or on_closed. 0, or -EBUSY.
+cdef int connection_send_memory(Connection* c, const uint8_t* data, uint64_t length) noexcept nogil
+# The next plaintext, 1..`length` bytes, goes to `data`; on_data(c, data, n) gives the memory back (n = 0: cancelled), its return value below
+# zero closes. Valid until then or on_closed. From the first call on nothing is received without being asked for: that is the
+# back-pressure, and why the peer's end is only seen while a receive is waiting. 0, or -EBUSY (one at a time).
+cdef int connection_receive_into(Connection* c, uint8_t* data, uint32_t length) noexcept nogil
+# Exactly one on_data answers it, with what has arrived or with no byte.
+cdef void connection_cancel_receive(Connection* c) noexcept nogil
+
 # True while output is queued or in flight.
 cdef bint connection_is_sending(Connection* c) noexcept nogil
 # Offer pending input to on_data again (after the current callback returns).

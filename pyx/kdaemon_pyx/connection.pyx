@@ -5,16 +5,17 @@ completions of the turn have been looked at. So a service may call anything from
 requests leave together.
 """
 
+from libc.errno cimport EBUSY
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from kdaemon_pyx.core cimport (
     CLOSE_DEADLINE, CLOSE_SERVICE, CLOSE_TRUNCATED, CONNECTION_CLOSING, CONNECTION_ESTABLISHED, CONNECTION_FREE,
     CONNECTION_HANDSHAKE, CloseReason, Connection, Deadlines, File)
-from kdaemon_pyx.file_range cimport file_range_queue
+from kdaemon_pyx.file_range cimport file_range_queue, file_range_queue_memory
 from kdaemon_pyx.handshake_io cimport handshake_arm, handshake_install
 from kdaemon_pyx.lifecycle cimport connection_join, connection_mark, connection_terminate, connection_update_timer
 from kdaemon_pyx.output cimport output_commit, output_reserve, output_room
-from kdaemon_pyx.receive cimport receive_arm, receive_offer
+from kdaemon_pyx.receive cimport receive_arm, receive_offer, receive_pull_cancel
 from kdaemon_pyx.transmit cimport transmit_alert, transmit_idle, transmit_progressed, transmit_pump, transmit_shutdown
 
 
@@ -32,6 +33,25 @@ cdef uint32_t connection_room(Connection* c) noexcept nogil:
 
 cdef int connection_send_file(Connection* c, File* file, uint64_t offset, uint64_t length) noexcept nogil:
     return file_range_queue(c, file, offset, length)
+
+
+cdef int connection_send_memory(Connection* c, const uint8_t* data, uint64_t length) noexcept nogil:
+    return file_range_queue_memory(c, data, length)
+
+
+cdef int connection_receive_into(Connection* c, uint8_t* data, uint32_t length) noexcept nogil:
+    if c.pull_data != NULL or length == 0:
+        return -EBUSY
+    c.pull = 1
+    c.pull_data = data
+    c.pull_length = length
+    c.resume = 1
+    connection_mark(c)
+    return 0
+
+
+cdef void connection_cancel_receive(Connection* c) noexcept nogil:
+    receive_pull_cancel(c)
 
 
 cdef bint connection_is_sending(Connection* c) noexcept nogil:
@@ -112,7 +132,7 @@ cdef void advance_established(Connection* c) noexcept nogil:
         receive_offer(c)
     if c.state != CONNECTION_ESTABLISHED:
         return
-    if (c.end_of_data or c.end_of_file) and not c.end_told and not c.finishing and (c.input == NULL or c.want_more):
+    if (c.end_of_data or c.end_of_file) and not c.end_told and not c.finishing and (c.input == NULL or (c.want_more and not c.pull)):
         c.end_told = 1
         c.service.on_end_of_data(c)
         if not c.finishing and c.state == CONNECTION_ESTABLISHED:

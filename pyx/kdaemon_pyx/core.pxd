@@ -83,7 +83,7 @@ ctypedef enum Operation:
     OPERATION_CLOSE
     OPERATION_ACCEPT
     OPERATION_WAKE                 # READ of the command eventfd
-    OPERATION_PULL                 # pull-style receive or send: see pull.pyx
+    OPERATION_PULL                 # RECV into the service's memory (kernel layer)
     OPERATION_POLL                 # a service's one-shot poll: the address is its "armed" word, which is set to 0
     OPERATION_MASK = 63
 
@@ -156,6 +156,7 @@ cdef struct Connection:
 
     # receive side
     uint8_t receiving              # a receive operation is outstanding
+    uint8_t receiving_pull         # it is a PULL
     uint8_t receive_wanted         # handshake: the control thread asked; established: input has room
     uint8_t socket_nonempty        # the last completion said that more is there
     uint8_t message_pending        # kernel layer: EIO said that a control record is next
@@ -169,6 +170,7 @@ cdef struct Connection:
     uint8_t discarding             # lingering: input is thrown away
     uint8_t receive_broken         # kernel layer: a bad record; nothing can be read behind it
     uint8_t heard                  # the peer has sent something
+    uint8_t pull                   # nothing is received but into the service's memory, when it asks
 
     # send side
     uint8_t sent_pending           # on_sent is due when all is out
@@ -199,6 +201,9 @@ cdef struct Connection:
     uint64_t file_offset
     uint64_t file_remaining        # bytes not yet read
     uint32_t file_read_length      # bytes asked for by the outstanding READ
+    const uint8_t* memory          # the range is the service's memory instead (file is &core.memory_file then)
+    uint8_t* pull_data             # where the service wants the next plaintext, or NULL; owner until on_data: the connection
+    uint32_t pull_length
 
     Buffer* cipher                 # handshake bytes or ciphertext held until a record is complete
     uint32_t cipher_start
@@ -306,6 +311,7 @@ cdef struct Core:
     Connection* live               # all connections that are not free
     Connection* dirty              # to be advanced before the next submission
     const Service* services[4]
+    File memory_file               # stands for the service's memory where a file range is expected
     Deadlines deadlines
     Counters counters
     uint8_t record_layer_mode      # 0 auto, 1 require, 2 off

@@ -69,8 +69,18 @@ cdef int file_range_queue(Connection* c, File* file, uint64_t offset, uint64_t l
     return 0
 
 
+cdef int file_range_queue_memory(Connection* c, const uint8_t* data, uint64_t length) noexcept nogil:
+    """The same for memory of the service, which stays as it is until on_sent or on_closed. 0 or -EBUSY."""
+    cdef int result = file_range_queue(c, &c.core.memory_file, 0, length)
+    if result == 0 and length:
+        c.memory = data
+        c.mapping_allowed = 1
+    return result
+
+
 cdef void file_range_drop(Connection* c) noexcept nogil:
     cdef File* file = c.file
+    c.memory = NULL
     c.file = NULL
     c.file_remaining = 0
     file_release(file)
@@ -176,7 +186,7 @@ cdef void file_bytes_read(Connection* c, uint32_t length) noexcept nogil:
         c.output_length += length
         c.core.counters.bytes_out += length
     if c.file_remaining == 0:
-        if not file_unchanged(c.file):
+        if c.memory == NULL and not file_unchanged(c.file):
             connection_terminate(c, CLOSE_FILE, 0)
             return
         file_range_drop(c)
@@ -196,12 +206,25 @@ cdef bint resident(uint8_t* address, uint64_t length) noexcept nogil:
     return True
 
 
+cdef void window(Connection* c, const uint8_t* data, uint64_t length) noexcept nogil:
+    c.window.data = <uint8_t*>data
+    c.window.capacity = <uint32_t>length
+    c.file_offset += length
+    c.file_remaining -= length
+    c.core.counters.bytes_out += length
+
+
 cdef bint file_range_window(Connection* c) noexcept nogil:
     """Kernel layer: puts the next window of the mapping in ``window``, ready to be sent. False: the next bytes are to be read instead."""
     cdef File* file = c.file
     cdef uint64_t length = WINDOW
     cdef uint64_t end = file.size & ~<uint64_t>(PAGE - 1)
     cdef stat_ status
+    if c.memory != NULL:
+        if length > c.file_remaining:
+            length = c.file_remaining
+        window(c, c.memory + c.file_offset, length)
+        return True
     if file.mapping == NULL or c.file_remaining < WINDOW_MIN or c.file_offset + WINDOW_MIN > end or file.mapping_size < end:
         return False
     if length > c.file_remaining:
@@ -216,11 +239,7 @@ cdef bint file_range_window(Connection* c) noexcept nogil:
     if length == c.file_remaining and not file_unchanged(file):
         connection_terminate(c, CLOSE_FILE, 0)
         return False
-    c.window.data = file.mapping + c.file_offset
-    c.window.capacity = <uint32_t>length
-    c.file_offset += length
-    c.file_remaining -= length
-    c.core.counters.bytes_out += length
+    window(c, file.mapping + c.file_offset, length)
     return True
 
 
@@ -228,7 +247,8 @@ cdef void file_range_fill(Connection* c) noexcept nogil:
     """Reads the next batch into ``output``; may leave a READV outstanding."""
     cdef lu.iovec[10] vectors
     cdef lu.iovec* kept
-    cdef uint32_t count, total
+    cdef uint32_t count, total, i
+    cdef uint64_t position = c.file_offset
     cdef int64_t result
     cdef lu.io_uring_sqe* sqe
     if output_for_file(c) < 0:
@@ -237,6 +257,13 @@ cdef void file_range_fill(Connection* c) noexcept nogil:
     count = file_vectors(c, vectors, &total)
     if total == 0:
         c.output_full = 1                          # what is committed fills it: send that first
+        return
+    if c.memory != NULL:
+        # One copy, made before anything is sealed: whoever rewrites the memory meanwhile garbles his own bytes, no nonce is used twice.
+        for i in range(count):
+            memcpy(vectors[i].iov_base, c.memory + position, vectors[i].iov_len)
+            position += vectors[i].iov_len
+        file_bytes_read(c, total)
         return
     result = preadv2(c.file.fd, vectors, <int>count, <int64_t>c.file_offset, RWF_NOWAIT)
     if result > 0:

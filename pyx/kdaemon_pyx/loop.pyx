@@ -16,7 +16,7 @@ from kdaemon_pyx.connection cimport connection_advance, connection_expired
 from kdaemon_pyx.core cimport (
     CLOSE_CONTROL, CLOSE_DRAIN, CLOSE_DRAIN_DEADLINE, CLOSE_RESOURCES, CONNECTION_CLOSING, CONNECTION_ESTABLISHED,
     CONNECTION_HANDSHAKE, ITEM_CONTROL, ITEM_RAW, ITEM_REKEY, OPERATION_ACCEPT, OPERATION_CLOSE, OPERATION_FILE_READ,
-    OPERATION_HANGUP, OPERATION_MASK, OPERATION_NONE, OPERATION_POLL, OPERATION_RECEIVE, OPERATION_RECEIVE_EXACT, OPERATION_RECEIVE_MESSAGE, OPERATION_SEND,
+    OPERATION_HANGUP, OPERATION_MASK, OPERATION_NONE, OPERATION_POLL, OPERATION_PULL, OPERATION_RECEIVE, OPERATION_RECEIVE_EXACT, OPERATION_RECEIVE_MESSAGE, OPERATION_SEND,
     OPERATION_SEND_CONTROL, OPERATION_WAKE, RECORD_LAYER_KERNEL, SERVICES_MAX, Connection, Core,
     KeyMaterial, Listener)
 from kdaemon_pyx.file_range cimport file_range_read_done
@@ -26,7 +26,9 @@ from kdaemon_pyx.lifecycle cimport (
     EVENT_KIND_DRAINED, EVENT_KIND_REKEYED, connection_closed, connection_find, connection_handle, connection_mark, connection_terminate,
     event_push)
 from kdaemon_pyx.liburing cimport io_uring_cqe, io_uring_sqe
-from kdaemon_pyx.receive cimport receive_data_done, receive_exact_done, receive_hangup_done, receive_held, receive_message_done
+from kdaemon_pyx.receive cimport (
+    receive_data_done, receive_exact_done, receive_hangup_done, receive_held, receive_message_done,
+    receive_pull_done)
 from kdaemon_pyx.record cimport CONTENT_ALERT, record_keys_set
 from kdaemon_pyx.spsc cimport Message, message_free, queue_empty, queue_pop
 from kdaemon_pyx.timers cimport (
@@ -84,6 +86,10 @@ cdef int loop_setup(Core* core) noexcept nogil:
     timers_setup(&core.timers, core.now_ns)
     core.accept_timer.kind = TIMER_ACCEPT
     core.drain_timer.kind = TIMER_DRAIN
+    core.memory_file.fd = -1
+    core.memory_file.references = 1
+    core.memory_file.size = <uint64_t>1 << 62
+    core.memory_file.mapping = <uint8_t*>core            # never read: says that there is something to send windows of
     wake_arm(core)
     return 0
 
@@ -286,6 +292,8 @@ cdef void completed(Core* core, uint64_t user_data, int32_t result, uint32_t fla
         transmit_control_done(c, result)
     elif operation == OPERATION_RECEIVE_EXACT:
         receive_exact_done(c, result)
+    elif operation == OPERATION_PULL:
+        receive_pull_done(c, result)
     elif operation == OPERATION_HANGUP:
         receive_hangup_done(c)
     elif operation == OPERATION_CLOSE:

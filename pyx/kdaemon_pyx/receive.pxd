@@ -9,6 +9,8 @@ cdef void receive_arm(Connection* c) noexcept nogil
 cdef void receive_data_done(Connection* c, int32_t result, uint8_t* data) noexcept nogil
 cdef void receive_exact_done(Connection* c, int32_t result) noexcept nogil
 cdef void receive_message_done(Connection* c, int32_t result) noexcept nogil
+cdef void receive_pull_done(Connection* c, int32_t result) noexcept nogil
+cdef void receive_pull_cancel(Connection* c) noexcept nogil
 cdef void receive_hangup_done(Connection* c) noexcept nogil
 cdef void receive_held(Connection* c) noexcept nogil
 cdef void receive_offer(Connection* c) noexcept nogil

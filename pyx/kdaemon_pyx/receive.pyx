@@ -20,7 +20,7 @@ from kdaemon_pyx.buffers cimport BUFFER_LARGE, BUFFER_SMALL, Buffer, pool_give, 
 from kdaemon_pyx.control_records cimport control_flooded, control_record, violation
 from kdaemon_pyx.core cimport (
     CLOSE_RECORD, CLOSE_RESET, CLOSE_RESOURCES, CLOSE_SERVICE, CONNECTION_CLOSING, CONNECTION_ESTABLISHED,
-    OPERATION_HANGUP, OPERATION_RECEIVE, OPERATION_RECEIVE_EXACT, OPERATION_RECEIVE_MESSAGE, RECORD_LAYER_KERNEL, RECORD_LAYER_USER, Connection,
+    OPERATION_CANCEL, OPERATION_HANGUP, OPERATION_PULL, OPERATION_RECEIVE, OPERATION_RECEIVE_EXACT, OPERATION_RECEIVE_MESSAGE, RECORD_LAYER_KERNEL, RECORD_LAYER_USER, Connection,
     ControlMessage)
 from kdaemon_pyx.ktls cimport KTLS_RX, ktls_control_prepare_receive, ktls_control_type, ktls_set_keys
 from kdaemon_pyx.libcrypto cimport OPENSSL_cleanse
@@ -34,6 +34,7 @@ from kdaemon_pyx.uring cimport uring_sqe
 
 cdef extern from "<errno.h>" nogil:
     int EKEYEXPIRED
+    int ECANCELED
 
 cdef extern from "<poll.h>" nogil:
     """
@@ -93,6 +94,10 @@ cdef void deliver(Connection* c, const uint8_t* data, uint32_t length) noexcept 
     if c.fragment != NULL:
         violation(c, CLOSE_RECORD, ALERT_UNEXPECTED_MESSAGE, EPROTO)    # inside a handshake message that came in pieces
         return
+    if c.pull:
+        if keep(c, data, length) == 0:
+            receive_pull(c)
+        return
     if c.input != NULL:
         if keep(c, data, length) == 0 and c.want_more:
             receive_offer(c)
@@ -106,11 +111,70 @@ cdef void deliver(Connection* c, const uint8_t* data, uint32_t length) noexcept 
         keep(c, data + consumed, length - <uint32_t>consumed)
 
 
+cdef void pulled(Connection* c, uint32_t length) noexcept nogil:
+    """The service's memory holds ``length`` bytes of plaintext, or none after a cancel: it is the service's again."""
+    cdef uint8_t* data = c.pull_data
+    cdef int64_t consumed
+    c.pull_data = NULL
+    consumed = c.service.on_data(c, data, length)
+    if consumed < 0:
+        consumed_negative(c, consumed)
+
+
+cdef void receive_pull(Connection* c) noexcept nogil:
+    """Copies kept plaintext, whose tag is verified, to where the service wants it."""
+    cdef uint32_t length
+    if c.pull_data == NULL or c.input == NULL or c.receiving_pull or not c.established:
+        return
+    length = c.input_end - c.input_start
+    if length > c.pull_length:
+        length = c.pull_length
+    memcpy(c.pull_data, c.input.data + c.input_start, length)
+    c.input_start += length
+    if c.input_start >= c.input_end:
+        pool_give(&c.core.pool, c.input)
+        c.input = NULL
+    pulled(c, length)
+
+
+cdef void receive_pull_cancel(Connection* c) noexcept nogil:
+    """on_data answers: with what has arrived, or with no byte."""
+    cdef lu.io_uring_sqe* sqe
+    if c.pull_data == NULL:
+        return
+    if not c.receiving_pull:
+        pulled(c, 0)
+        return
+    sqe = uring_sqe(&c.core.uring)
+    lu.io_uring_prep_cancel64(sqe, operation_data(c, OPERATION_PULL), 0)
+    lu.io_uring_sqe_set_data64(sqe, operation_data(c, OPERATION_CANCEL))
+    c.operations += 1
+
+
+cdef void receive_pull_done(Connection* c, int32_t result) noexcept nogil:
+    """Completion of PULL."""
+    c.receiving_pull = 0
+    if result == -ECANCELED and c.state != CONNECTION_CLOSING:
+        c.receiving = 0
+        pulled(c, 0)
+        return
+    if ended(c, result) or c.state != CONNECTION_ESTABLISHED or c.finishing:
+        return
+    c.core.counters.bytes_in += <uint32_t>result
+    if c.fragment != NULL:
+        violation(c, CLOSE_RECORD, ALERT_UNEXPECTED_MESSAGE, EPROTO)
+        return
+    pulled(c, <uint32_t>result)
+
+
 cdef void receive_offer(Connection* c) noexcept nogil:
     """Offers kept plaintext again."""
     cdef int64_t consumed
     cdef uint32_t length
     c.resume = 0
+    if c.pull:
+        receive_pull(c)
+        return
     if c.input == NULL or c.discarding or not c.established:
         return
     length = c.input_end - c.input_start
@@ -280,6 +344,8 @@ cdef void receive_arm(Connection* c) noexcept nogil:
     if c.finishing < 3:
         if c.discarding or c.rekey_pending or c.end_of_data:
             return
+        if c.pull and (c.pull_data == NULL or c.input != NULL):
+            return
         if c.input != NULL and (not c.want_more or c.input_end - c.input_start >= c.core.input_bytes_max):
             return
         if c.receive_keys_pending:
@@ -296,6 +362,14 @@ cdef void receive_arm(Connection* c) noexcept nogil:
             c.operations += 1
             c.receiving = 1
             return
+    if c.pull and c.record_layer == RECORD_LAYER_KERNEL and c.finishing < 3:
+        sqe = uring_sqe(&c.core.uring)
+        lu.io_uring_prep_recv(sqe, c.fd, c.pull_data, c.pull_length, 0)
+        lu.io_uring_sqe_set_data64(sqe, operation_data(c, OPERATION_PULL))
+        c.operations += 1
+        c.receiving = 1
+        c.receiving_pull = 1
+        return
     sqe = uring_sqe(&c.core.uring)
     lu.io_uring_prep_recv(sqe, c.fd, NULL, c.core.receive_ring.buffer_size, 0)
     sqe.buf_group = c.core.receive_ring.group

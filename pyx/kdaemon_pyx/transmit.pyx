@@ -42,6 +42,10 @@ cdef extern from "<linux/tcp.h>" nogil:
     int TCP_INFO
 
 
+cdef enum:
+    KEY_END_MARGIN = 64            # records: one send, and the alert
+
+
 cdef bint transmit_idle(Connection* c) noexcept nogil:
     """Nothing is queued or in flight."""
     return (c.sending == NULL and c.file == NULL and c.items == NULL and c.control_send == NULL and not output_pending(c))
@@ -224,11 +228,21 @@ cdef void count_records(Connection* c, uint32_t length) noexcept nogil:
     c.kernel_tx_records += (length + RECORD_PLAINTEXT_MAX - 1) // RECORD_PLAINTEXT_MAX
     if c.kernel_tx_records + KEY_LIMIT_MARGIN < suite_records_max(c.secrets.cipher_suite):
         return
-    if not c.key_limit_told:
+    if not c.key_limit_told and c.core.ktls_rekey:
         c.key_limit_told = 1
         event_push_keys(c, EVENT_KIND_KEY_LIMIT, 1, NULL, 0)
     if c.kernel_tx_records >= suite_records_max(c.secrets.cipher_suite):
         connection_terminate(c, CLOSE_LIMIT, 0)
+    elif c.kernel_tx_records + KEY_END_MARGIN >= suite_records_max(c.secrets.cipher_suite) and not c.finishing:
+        # No new key came, or this kernel takes none: what is in flight is the last, then close_notify.
+        if c.sending == &c.window:
+            c.file_remaining = 0                   # its completion lets go of the file
+        elif c.file != NULL:
+            file_range_drop(c)
+        c.discarding = 1
+        c.finishing = 1
+        c.close_reason = CLOSE_LIMIT
+        connection_mark(c)
 
 
 cdef void send_output(Connection* c) noexcept nogil:
@@ -260,10 +274,10 @@ cdef bint send_window(Connection* c) noexcept nogil:
             return False
         file_range_fill(c)
         return not c.file_reading and c.state != CONNECTION_CLOSING
+    c.sending = &c.window
     count_records(c, c.window.capacity)
     if c.state == CONNECTION_CLOSING:
         return False
-    c.sending = &c.window
     c.sending_start = 0
     c.sending_length = c.window.capacity
     submit_send(c)

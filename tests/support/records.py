@@ -160,8 +160,9 @@ class RunningEngine:
         assert self.engine.counters()["connections"] == 0
 
 
-def start(layer: str, **arguments: object) -> RunningEngine:
-    """An engine with the echo service and the given record layer ("off": user, "require": kernel)."""
-    running = RunningEngine(record_layer=layer, services={0: EchoService()}, ktls_rekey=REKEY, **arguments)
+def start(layer: str, *, pull: bool = False, **arguments: object) -> RunningEngine:
+    """An engine with the echo service, push or pull style, and a record layer ("off": user, "require": kernel)."""
+    services = {0: EchoService(pull=pull)}
+    running = RunningEngine(record_layer=layer, services=services, ktls_rekey=REKEY, **arguments)
     running.layer = layer
     return running

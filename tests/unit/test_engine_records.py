@@ -12,14 +12,20 @@ from collections.abc import Iterator
 import pytest
 from kdaemon_pyx import engine as e
 from kdaemon_pyx.echo_service import EchoService
+from kdaemon_pyx.record import RecordProtection
 from support.records import BACKENDS, HELLO, LAYERS, REKEY, Keys, RecordPeer, RunningEngine, install_arguments, start
 
 CLOSE_NOTIFY = (21, b"\x01\x00")
 
 
 @pytest.fixture(params=LAYERS)
-def running(request: pytest.FixtureRequest) -> Iterator[RunningEngine]:
-    engine = start(request.param, deadlines_ms={"close": 2000})
+def layer_of_running(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(params=["push", "pull"])
+def running(request: pytest.FixtureRequest, layer_of_running: str) -> Iterator[RunningEngine]:
+    engine = start(layer_of_running, pull=request.param == "pull", deadlines_ms={"close": 2000})
     yield engine
     engine.stop()
 
@@ -349,3 +355,49 @@ def test_arguments_are_checked() -> None:
             engine.install(1, **{**arguments, name: bad})
     with pytest.raises(ValueError, match="deadlines"):
         e.Engine(deadlines_ms={"lunch": 1})
+
+
+AEAD_LIMIT = int(2**24.5)
+
+
+@pytest.mark.parametrize("layer", [LAYERS[0], pytest.param("require", marks=[
+    pytest.mark.guest, pytest.mark.skipif(not REKEY, reason="this kernel takes no new keys")])])  # fmt: skip
+def test_a_new_key_is_asked_for_before_the_limit(layer: str) -> None:
+    running = start(layer)
+    peer, conn = established(running, tx_sequence=AEAD_LIMIT - 65536 - 1)
+    peer.rx = RecordProtection(0x1301, Keys(0x1301, 2).key, Keys(0x1301, 2).iv, AEAD_LIMIT - 65536 - 1, False)
+    for _ in range(3):
+        peer.send(b"ping")
+        assert peer.receive_data(4) == b"ping"
+    assert running.event(e.EVENT_KEY_LIMIT, conn)[2][:2] == (0x1301, Keys(0x1301, 2).secret)
+    new = Keys(0x1301, 5)
+    running.engine.send_control(conn, 22, b"\x18\x00\x00\x01\x00")
+    running.engine.rekey(conn, 1, new.key, new.iv, new.secret)
+    running.engine.flush()
+    assert peer.receive_record()[0] == 22
+    peer.rekey(rx=new)
+    peer.send(b"on and on")
+    assert peer.receive_data(9) == b"on and on"
+    peer.sock.close()
+    running.stop()
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_nothing_is_sealed_beyond_the_limit(layer: str) -> None:
+    running = start(layer)
+    peer, conn = established(running, tx_sequence=AEAD_LIMIT - 70)
+    peer.rx = RecordProtection(0x1301, Keys(0x1301, 2).key, Keys(0x1301, 2).iv, AEAD_LIMIT - 70, False)
+    sealed = 0
+    try:
+        for _ in range(100):
+            peer.send(b"ping")
+            content_type, _ = peer.receive_record()
+            sealed += 1
+            if content_type != 23:
+                break
+    except (EOFError, OSError):
+        pass
+    assert 1 <= sealed <= 70
+    peer.sock.close()
+    assert running.event(e.EVENT_CLOSED, conn)[2] == "limit"
+    running.stop()
