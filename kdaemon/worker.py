@@ -96,12 +96,13 @@ class Worker:
         self._watch(self._wake_reader.fileno(), self._woken)
         self._essential.update(self._readers)
         while not self._leaving:
-            for fd, mask in self._epoll.poll(self._timeout_s()):
-                if reader := self._readers.get(fd):
-                    self._read(fd, reader, mask)
-            if self._engine is not None:
+            timeout_s = self._timeout_s()
+            if self._engine is not None:  # what the last batch of events, or a deadline just now, left to send
                 self._keys.flush()
                 self._engine.flush()
+            for fd, mask in self._epoll.poll(timeout_s):
+                if reader := self._readers.get(fd):
+                    self._read(fd, reader, mask)
         if self._thread.is_alive():
             assert self._engine is not None
             self._engine.stop()
