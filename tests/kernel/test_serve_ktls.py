@@ -268,7 +268,6 @@ def test_ktls_off_leaves_the_kernel_out(kdaemon: Serve, site: Path) -> None:
         assert fetch(daemon.address, daemon.ca).body == (site / "small.txt").read_bytes()
 
 
-@pytest.mark.guest_core
 def test_auto_takes_the_kernel(kdaemon: Serve, site: Path) -> None:
     daemon = kdaemon("--workers", "1")
     assert daemon.ready[0].backend == "kernel"
