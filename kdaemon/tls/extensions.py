@@ -52,7 +52,7 @@ def serialize_extensions(extensions: Extensions) -> bytes:
     return vector16(
         b"".join(
             [
-                extension_type.to_bytes(2, "big") + len(data).to_bytes(2, "big") + data
+                (extension_type << 16 | len(data)).to_bytes(4, "big") + data
                 for extension_type, data in extensions.items()
             ]
         )
@@ -147,9 +147,9 @@ def serialize_application_protocols(protocols: tuple[bytes, ...]) -> bytes:
 
 def parse_key_shares(data: bytes) -> dict[int, bytes]:
     """The shares in a ClientHello by group, in order; none is legal and asks for a HelloRetryRequest."""
-    reader = Reader(data)
-    entries = Reader(reader.vector16("key_share"))
-    reader.finish("key_share")
+    if len(data) < 2 or (data[0] << 8 | data[1]) != len(data) - 2:
+        raise MalformedMessage("key_share has a length that does not fit")
+    entries = Reader(data, 2)
     shares: dict[int, bytes] = {}
     while entries.remaining():
         group = entries.uint16("key_share")
@@ -175,7 +175,7 @@ def parse_key_share_entry(data: bytes) -> tuple[int, bytes]:
 
 def serialize_key_share_entry(group: int, share: bytes) -> bytes:
     """The inverse of :func:`parse_key_share_entry`."""
-    return group.to_bytes(2, "big") + vector16(share)
+    return (group << 16 | len(share)).to_bytes(4, "big") + share
 
 
 def parse_uint16(data: bytes, name: str) -> int:

@@ -33,7 +33,7 @@ _LEGACY_VERSION: Final = VERSION_TLS_1_2.to_bytes(2, "big")
 
 def serialize_message(message_type: int, body: bytes) -> bytes:
     """A body behind the handshake header."""
-    return message_type.to_bytes(1, "big") + vector24(body)
+    return (message_type << 24 | len(body)).to_bytes(4, "big") + body
 
 
 class ClientHello(NamedTuple):

@@ -8,6 +8,7 @@ from kdaemon.tls.key_schedule import SUITES, ticket_psk
 from kdaemon.tls.messages import NewSessionTicket
 
 TICKETS_PER_SERVER_MAX: Final = 4
+TICKET_SIZE_MAX: Final = 16_384  # a larger one would not fit in a ClientHello with everything else, or not be worth it
 
 
 class SessionTicket(NamedTuple):
@@ -35,9 +36,9 @@ class SessionTicket(NamedTuple):
 def session_ticket(
     message: NewSessionTicket, cipher_suite: int, resumption_secret: bytes, now_s: float
 ) -> SessionTicket | None:
-    """Makes the client's form of a NewSessionTicket; None if its lifetime says that it is not to be kept."""
+    """Makes the client's form of a NewSessionTicket; None if its lifetime or size forbids keeping it."""
     lifetime_s = min(message.lifetime_s, TICKET_LIFETIME_MAX_S)
-    if not lifetime_s:
+    if not lifetime_s or len(message.ticket) > TICKET_SIZE_MAX:
         return None
     psk = ticket_psk(SUITES[cipher_suite].hash, resumption_secret, message.nonce)
     return SessionTicket(cipher_suite, psk, message.ticket, message.age_add, lifetime_s, now_s)

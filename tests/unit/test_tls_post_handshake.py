@@ -118,6 +118,15 @@ def test_ticket_lifetimes():
     assert not ticket.usable(999.0)
 
 
+def test_tickets_too_large_to_send_are_not_kept():
+    def kept(size):
+        return handle(serialize_new_session_ticket(TICKET._replace(ticket=bytes(size))), role=Role.CLIENT)
+
+    assert len(kept(16_384).tickets) == 1
+    assert kept(16_385).tickets == ()
+    assert kept(65_535).error is None
+
+
 def test_ticket_cut_over_records():
     message = serialize_new_session_ticket(TICKET)
     state = ControlState()
