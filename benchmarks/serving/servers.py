@@ -39,6 +39,7 @@ http {{
     access_log off;
     sendfile on;
     tcp_nopush on;
+    keepalive_timeout 3600s;
     {open_file_cache}
     client_body_temp_path {directory}/nginx-body;
     proxy_temp_path {directory}/nginx-proxy;
@@ -167,11 +168,17 @@ def _start_nginx(setting: Setting, used: Account) -> Server:
     return Server("nginx", version, address, used, process, "kernel (TX)" if setting.ktls != "off" else "user")
 
 
+# Idle connections stay open on both sides for as long as a slow guest takes to open all of them.
+KDAEMON_CONFIGURATION = "[deadlines]\nidle_ms = 3_600_000\nhandshake_ms = 300_000\n"
+
+
 def _start_kdaemon(setting: Setting, used: Account) -> Server:
+    configuration = setting.directory / "kdaemon.toml"
+    configuration.write_text(KDAEMON_CONFIGURATION)
     command = [
         sys.executable, "-m", "kdaemon", "serve", str(setting.site), "--listen", "127.0.0.1:0",
         "--cert", str(setting.certificate), "--key", str(setting.key),
-        "--workers", str(setting.workers), "--ktls", setting.ktls,
+        "--config", str(configuration), "--workers", str(setting.workers), "--ktls", setting.ktls,
     ]  # fmt: skip
     process = _popen(command, setting, used, stdout=subprocess.PIPE, bufsize=0)
     assert process.stdout is not None
