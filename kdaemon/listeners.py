@@ -118,7 +118,7 @@ def open_listeners(addresses: Sequence[str], workers: int) -> tuple[list[Listene
                 if not (missing and address.startswith("[::1]:")):
                     raise
                 warnings.append(f"{error}; going on without it")
-        if not listeners:
+        if addresses and not listeners:  # none configured: a daemon for libtls alone
             raise ListenError("no address is left to listen on")
     except ListenError:
         for listener in listeners:

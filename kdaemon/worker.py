@@ -146,12 +146,14 @@ class Worker:
         ring = AccessLog(self._config.access_log.format) if self._config.access_log.path else None
         self._access_log = AccessLogWriter(ring, self._log) if ring is not None else None
         # Owner of the roots: this process, as long as the engine's file service is
-        self._file_service = FileService(
-            open_sites(self._config.site),
-            http_limits(self._config.http),
-            media_types(self._config.http, self._config.media_type),
-            ring,
-        )
+        self._file_service: FileService | None = None  # a daemon for libtls alone has none
+        if self._config.site or self._config.listen:
+            self._file_service = FileService(
+                open_sites(self._config.site),
+                http_limits(self._config.http),
+                media_types(self._config.http, self._config.media_type),
+                ring,
+            )
         self._sites_first = 0
         self._clients = Clients(clients_max=self._config.clients.clients_max)
         spin_ns = CLIENT_SPIN_NS if (os.cpu_count() or 1) > 1 else 0
@@ -340,7 +342,7 @@ class Worker:
         self._credentials = CredentialStore(message["credentials"])
         if self._engine is None:
             self._start_engine()
-        elif before.site != self._config.site:
+        elif before.site != self._config.site and self._file_service is not None:
             # Connections of the old sites stay with them; new ones get the new numbers
             self._sites_first = self._file_service.add_sites(open_sites(self._config.site))
         if self._config.keylog and self._key_log is None:
@@ -384,7 +386,7 @@ class Worker:
             "bytes_in": counters["bytes_in"],
             "bytes_out": counters["bytes_out"],
             "engine": counters,
-            "files": dict(self._file_service.counters()),
+            "files": dict(self._file_service.counters()) if self._file_service else {},
             "redirects": sum(server.redirects for server in self._redirects),
             "clients": self._attachments.status(),
         }

@@ -1,4 +1,4 @@
-"""The fuzzing client against the client service, for as long as wanted: python -m benchmarks.rings.fuzz ENTRIES [SEED] [--rewrite].
+"""The fuzzing client against the client service: python -m benchmarks.rings.fuzz ENTRIES [SEED] [--rewrite].
 
 Build with KDAEMON_SANITIZE=address (and run with libasan preloaded) to have AddressSanitizer watch; with
 CFLAGS=-DKDAEMON_CLIENT_ALTER_FETCHED every shared entry is altered right after its single fetch.
