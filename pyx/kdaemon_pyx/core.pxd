@@ -153,6 +153,7 @@ cdef struct Connection:
     uint8_t ulp_attached
     uint8_t operations             # outstanding; the slot is free only at 0
     uint8_t cancelling             # a cancel was submitted
+    uint8_t would_block            # how often an operation failed with EAGAIN: see connection_would_block
 
     # receive side
     uint8_t receiving              # a receive operation is outstanding

@@ -20,7 +20,8 @@ from kdaemon_pyx.core cimport (
 from kdaemon_pyx.ktls cimport KTLS_RX, KTLS_TX, ktls_set_keys, ktls_suite_known
 from kdaemon_pyx.libcrypto cimport OPENSSL_cleanse
 from kdaemon_pyx.lifecycle cimport (
-    EVENT_KIND_END_OF_FILE, EVENT_KIND_INSTALLED, EVENT_KIND_RECORDS, connection_handle, connection_terminate, event_push, operation_data)
+    EVENT_KIND_END_OF_FILE, EVENT_KIND_INSTALLED, EVENT_KIND_RECORDS, connection_handle, connection_terminate, connection_would_block,
+    event_push, operation_data)
 from kdaemon_pyx.receive cimport hold, receive_held
 from kdaemon_pyx.record cimport (
     CONTENT_APPLICATION_DATA, RECORD_CIPHERTEXT_MAX, RECORD_HEADER, RECORD_PLAINTEXT_MAX, record_keys_set, suite_key_length)
@@ -76,7 +77,10 @@ cdef void handshake_received(Connection* c, int32_t result, uint8_t* data) noexc
     """Completion of RECEIVE in the handshake state; ``data`` is a provided buffer that the caller recycles."""
     cdef uint32_t complete, length
     c.receiving = 0
-    if c.state == CONNECTION_CLOSING or result == -EAGAIN or result == -EINTR or result == -ENOBUFS:
+    if c.state == CONNECTION_CLOSING or result == -EINTR or result == -ENOBUFS:
+        return
+    if result == -EAGAIN:
+        connection_would_block(c)
         return
     if c.discarding:
         if result <= 0:

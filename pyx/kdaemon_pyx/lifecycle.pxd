@@ -36,6 +36,7 @@ cdef void core_connections_teardown(Core* core) noexcept nogil
 cdef Connection* connection_allocate(Core* core, int32_t fd, int32_t listener) noexcept nogil
 cdef Connection* connection_find(Core* core, uint64_t handle) noexcept nogil
 cdef void connection_terminate(Connection* c, CloseReason reason, int32_t error) noexcept nogil
+cdef bint connection_would_block(Connection* c) noexcept nogil
 cdef void connection_join(Connection* c) noexcept nogil
 cdef void connection_closed(Connection* c) noexcept nogil
 cdef void connection_update_timer(Connection* c) noexcept nogil

@@ -8,7 +8,7 @@ Closing is three steps: ``connection_terminate`` (state CLOSING, one cancel for 
 outstanding operation has completed; then buffers, file and keys are given back and CLOSE is submitted), ``connection_closed``.
 """
 
-from libc.errno cimport EINVAL, ENOMEM
+from libc.errno cimport EAGAIN, EINVAL, ENOMEM
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
@@ -23,6 +23,16 @@ from kdaemon_pyx.record cimport record_keys_clear
 from kdaemon_pyx.spsc cimport Message, queue_push
 from kdaemon_pyx.timers cimport TIMER_CONNECTION, timer_cancel, timer_set
 from kdaemon_pyx.uring cimport uring_sqe
+
+
+cdef extern from "<fcntl.h>" nogil:
+    int fcntl(int fd, int command, ...)
+    int F_GETFL
+    int F_SETFL
+    int O_NONBLOCK
+
+cdef enum:
+    WOULD_BLOCK_MAX = 64
 
 
 cdef int core_connections_setup(Core* core, uint32_t connections_max) noexcept nogil:
@@ -98,6 +108,17 @@ cdef void connection_terminate(Connection* c, CloseReason reason, int32_t error)
         c.close_errno = error
     c.state = CONNECTION_CLOSING
     connection_mark(c)
+
+
+cdef bint connection_would_block(Connection* c) noexcept nogil:
+    """An operation failed with EAGAIN: io_uring waits by itself, except on a socket with O_NONBLOCK. An adopted one shares its flags with the
+    program that passed it: the flag is taken off, and who keeps setting it loses the connection instead of making the engine spin. True: try again."""
+    c.would_block += 1
+    if c.would_block > WOULD_BLOCK_MAX:
+        connection_terminate(c, CLOSE_RESOURCES, EAGAIN)
+        return False
+    fcntl(c.fd, F_SETFL, fcntl(c.fd, F_GETFL) & ~O_NONBLOCK)
+    return True
 
 
 cdef void file_release(File* file) noexcept nogil:

@@ -24,7 +24,7 @@ from kdaemon_pyx.core cimport (
     ControlMessage)
 from kdaemon_pyx.ktls cimport KTLS_RX, ktls_control_prepare_receive, ktls_control_type, ktls_set_keys
 from kdaemon_pyx.libcrypto cimport OPENSSL_cleanse
-from kdaemon_pyx.lifecycle cimport connection_terminate, operation_data
+from kdaemon_pyx.lifecycle cimport connection_terminate, connection_would_block, operation_data
 from kdaemon_pyx.record cimport (
     ALERT_UNEXPECTED_MESSAGE, CONTENT_APPLICATION_DATA, RECORD_CIPHERTEXT_MAX,
     RECORD_HEADER, record_alert, record_keys_clear, record_open)
@@ -414,6 +414,8 @@ cdef bint ended(Connection* c, int32_t result) noexcept nogil:
         c.end_of_file = 1
     elif result == -EAGAIN or result == -EINTR or result == -ENOBUFS:
         c.socket_nonempty = 1                      # armed again by the next advance
+        if result == -EAGAIN:
+            connection_would_block(c)
     elif result == -EIO and c.record_layer == RECORD_LAYER_KERNEL:
         c.message_pending = 1
     elif result == -EBADMSG or result == -EMSGSIZE or result == -EPROTO or result == -EINVAL:

@@ -17,7 +17,7 @@ from kdaemon_pyx.file_range cimport file_range_drop, file_range_fill, file_range
 from kdaemon_pyx.ktls cimport KTLS_TX, ktls_control_prepare_send, ktls_set_keys
 from kdaemon_pyx.libcrypto cimport OPENSSL_cleanse
 from kdaemon_pyx.lifecycle cimport (
-    EVENT_KIND_KEY_LIMIT, EVENT_KIND_REKEYED, connection_handle, connection_mark, connection_terminate, event_push, event_push_keys,
+    EVENT_KIND_KEY_LIMIT, EVENT_KIND_REKEYED, connection_handle, connection_mark, connection_terminate, connection_would_block, event_push, event_push_keys,
     operation_data)
 from kdaemon_pyx.output cimport KEY_LIMIT_MARGIN, output_capacity, output_pending, output_seal
 from kdaemon_pyx.record cimport (
@@ -194,7 +194,8 @@ cdef void transmit_control_done(Connection* c, int32_t result) noexcept nogil:
     if c.state == CONNECTION_CLOSING:
         return
     if result == -EAGAIN or result == -EINTR:
-        submit_control(c)
+        if result == -EINTR or connection_would_block(c):
+            submit_control(c)
         return
     message = <ControlMessage*>c.control_send.data
     if result < 0:
@@ -315,7 +316,8 @@ cdef void transmit_send_done(Connection* c, int32_t result) noexcept nogil:
     if c.state == CONNECTION_CLOSING:
         return
     if result == -EAGAIN or result == -EINTR:
-        submit_send(c)
+        if result == -EINTR or connection_would_block(c):
+            submit_send(c)
         return
     if result < 0:
         connection_terminate(c, CLOSE_FILE if result == -EFAULT else CLOSE_RESET, -result)

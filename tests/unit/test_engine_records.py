@@ -401,3 +401,32 @@ def test_nothing_is_sealed_beyond_the_limit(layer: str) -> None:
     peer.sock.close()
     assert running.event(e.EVENT_CLOSED, conn)[2] == "limit"
     running.stop()
+
+
+def test_an_adopted_socket_that_does_not_block() -> None:
+    """Its flags are shared with whoever passed it: the engine neither spins nor is blocked."""
+    running = start("off")
+    ours, theirs = socket.socketpair()
+    theirs.setblocking(False)
+    running.engine.adopt(os.dup(theirs.fileno()), 5)
+    running.engine.flush()
+    conn, cookie = running.event(e.EVENT_CONNECTED)[1:]
+    assert cookie == 5
+    running.engine.install(conn, **install_arguments())
+    running.engine.flush()
+    running.event(e.EVENT_INSTALLED, conn)
+    peer = RecordPeer(ours)
+    peer.send(b"ping" * 1000)
+    assert peer.receive_data(4000) == b"ping" * 1000
+    assert running.engine.counters()["turns"] < 200
+    for _ in range(100):
+        theirs.setblocking(False)
+        peer.send(b"ping")
+        try:
+            peer.receive_data(4)
+        except EOFError:
+            break
+    ours.close()
+    theirs.close()
+    running.event(e.EVENT_CLOSED, conn)
+    running.stop()
