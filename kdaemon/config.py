@@ -213,7 +213,7 @@ def parse_address(address: str) -> tuple[str, int]:
 
 
 def default_socket_path() -> str:
-    """Where the daemon's UNIX socket is when nothing else was said (DESIGN section 6)."""
+    """Where the daemon's UNIX socket is when nothing else was said (docs/configuration.md)."""
     if path := os.environ.get("KDAEMON_SOCKET"):
         return path
     runtime = os.environ.get("XDG_RUNTIME_DIR")

@@ -1,5 +1,5 @@
 /*
- * The daemon's one way to read what a client wrote: copy once, never look again (DESIGN invariant 6).
+ * The daemon's one way to read what a client wrote: copy once, never look again (ARCHITECTURE.md, invariant 6).
  *
  * Built with -DKDAEMON_CLIENT_ALTER_FETCHED every shared byte is altered right after its single fetch: code that looked at the
  * shared copy a second time would see nonsense and fail its tests.

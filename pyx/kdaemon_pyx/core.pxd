@@ -259,7 +259,7 @@ cdef enum:
     SERVICES_MAX = 4
     LISTENERS_MAX = 64
 
-# Named deadlines in nanoseconds (DESIGN invariant 9: no wait is unbounded). handshake, send and close are the engine's; header, body and
+# Named deadlines in nanoseconds (ARCHITECTURE.md, invariant 9: no wait is unbounded). handshake, send and close are the engine's; header, body and
 # idle are the services'.
 cdef struct Deadlines:
     uint64_t handshake_ns

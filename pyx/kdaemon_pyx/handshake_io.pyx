@@ -4,7 +4,7 @@ The engine receives only when the control thread asks, collects until at least o
 peer that drips bytes wakes nobody. What cannot become a record (an HTTP request, a length over the limit) goes up at once: the control
 thread finds the answer.
 
-Installation follows DESIGN invariant 2: validate, commit, then it cannot fail half-way.
+Installation follows ARCHITECTURE.md, invariant 2: validate, commit, then it cannot fail half-way.
 """
 
 from libc.errno cimport EAGAIN, EINTR, EINVAL, ENOBUFS, ENOMEM, EOPNOTSUPP

@@ -5,7 +5,7 @@ a partial record, or plaintext that the service leaves, is copied into a buffer 
 
 Kernel record layer: plaintext arrives in a provided buffer. RECV answers EIO where the next record is not application data; RECVMSG with a
 control buffer then reads that record. Ciphertext that came in before TLS_RX could be set is opened here: a partial record is completed by
-receiving exactly its rest, so that the kernel starts at a record boundary (DESIGN invariant 1).
+receiving exactly its rest, so that the kernel starts at a record boundary (ARCHITECTURE.md, invariant 1).
 
 Records that are not application data are control_records.pyx's.
 """

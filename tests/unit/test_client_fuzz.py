@@ -1,4 +1,4 @@
-"""The client service against a fuzzing client (DESIGN invariant 6); benchmarks/rings/fuzz runs the same for longer."""
+"""The client service against a fuzzing client (invariant 6); benchmarks/rings/fuzz runs the same for longer."""
 
 from __future__ import annotations
 
