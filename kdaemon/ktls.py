@@ -36,6 +36,8 @@ SUITE_NAMES: Final = {
     0x1302: "TLS_AES_256_GCM_SHA384",
     0x1303: "TLS_CHACHA20_POLY1305_SHA256",
 }
+# Stands where a KtlsSupport.reason would, if the configuration says ktls = "off"
+REASON_SWITCHED_OFF: Final = "switched-off"
 _DEADLINE_S: Final = 5.0
 
 

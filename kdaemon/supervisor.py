@@ -25,7 +25,7 @@ from kdaemon.channel import Channel, Message
 from kdaemon.children import BackOff, Child, describe_status
 from kdaemon.config import NEEDS_RESTART, Config, to_mapping
 from kdaemon.control import ControlError, ControlServer
-from kdaemon.ktls import KtlsSupport
+from kdaemon.ktls import REASON_SWITCHED_OFF, KtlsSupport
 from kdaemon.listeners import Listener, open_listener, open_listeners
 from kdaemon.observe import get_logger
 
@@ -151,7 +151,7 @@ class Supervisor:
     def _backend(self) -> tuple[str, str]:
         """The record layer that connections get, and why, as the ready line says it."""
         if self._config.ktls == "off":
-            return "user", "switched-off"
+            return "user", REASON_SWITCHED_OFF
         return ("kernel" if self._ktls.available else "user"), self._ktls.reason
 
     async def _wait(self, condition: Callable[[], bool]) -> None:

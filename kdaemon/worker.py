@@ -37,6 +37,7 @@ from kdaemon.handoff import ConnectionPolicy, KtlsFacts, engine_record_layer, se
 from kdaemon.handshake_driver import HandshakeDriver
 from kdaemon.key_client import KeyChannel, KeyClient
 from kdaemon.key_protocol import TicketKey
+from kdaemon.ktls import REASON_SWITCHED_OFF
 from kdaemon.observe import KeyLogFile, configure_logging, get_logger
 from kdaemon.redirect import RedirectServer
 from kdaemon.site_settings import http_limits, media_types, open_sites
@@ -254,7 +255,9 @@ class Worker:
 
     def _installed(self, backend: str, reason: str) -> None:
         """Counts the reasons for a record layer and tells each once."""
-        if self._config.ktls == "auto" and not self._ktls.available:
+        if self._config.ktls == "off":
+            reason = REASON_SWITCHED_OFF
+        elif self._config.ktls == "auto" and not self._ktls.available:
             reason = self._ktls.reason  # the engine knows only that it was told not to try
         if (backend, reason) not in self._backends:
             self._log.info("record layer", backend=backend, reason=reason)

@@ -8,7 +8,7 @@ import ssl
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
@@ -16,6 +16,8 @@ from interop.process_support import Connection, facts, workers
 from support.certificates import Issued
 from support.daemon import Daemon, control, environment, serve
 from support.waiting import DEADLINE_S, eventually
+
+from libtls import Lane
 
 Serve = Callable[..., Daemon]
 
@@ -149,6 +151,25 @@ def test_status_has_what_the_contract_says(daemon: Daemon) -> None:
     completed = control(daemon, "status")
     assert completed.returncode == 0
     assert "worker 1: pid" in completed.stdout
+
+
+def test_status_names_each_attached_program(daemon: Daemon) -> None:
+    with closing(Lane.attach(str(daemon.stderr_path.parent / "kdaemon.sock"))):
+        (client,) = facts(daemon)["clients"]
+    assert {"pid", "uid", "operations", "connections"} <= set(client)
+    assert (client["pid"], client["uid"], client["connections"]) == (os.getpid(), os.getuid(), 0)
+
+
+def test_the_reason_for_the_record_layer_is_counted_and_told_once_by_each_worker(kdaemon: Serve) -> None:
+    daemon = kdaemon("--workers", "1", "--ktls", "off")
+    for _ in range(5):
+        with Connection(daemon) as connection:
+            assert connection.works()
+    (worker,) = workers(daemon)
+    (counted,) = worker["record_layer_reasons"]
+    assert (counted["backend"], counted["count"]) == ("user", 5)
+    assert counted["reason"] == daemon.ready[0].reason
+    assert daemon.stderr.count(b"record layer") == 1
 
 
 def test_ctl_without_a_daemon_exits_with_1(tmp_path: Path) -> None:
