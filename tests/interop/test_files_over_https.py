@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import select
 import socket
 import ssl
 import subprocess
@@ -220,6 +221,38 @@ def test_a_slow_head_is_408(root: Path, issued: Issued, tmp_path: Path) -> None:
         client.send()
         response = client.response()
         assert (response.status, response.truncated) == (408, False)
+
+
+def test_a_head_that_only_trickles_is_408(root: Path, issued: Issued, tmp_path: Path) -> None:
+    """Single bytes do not renew the deadline: it counts from the head's first byte."""
+    config = tmp_path / "kdaemon.toml"
+    config.write_text(f"[deadlines]\nheader_ms = {HEADER_DEADLINE_MS}\n")
+    head = get("/")[:-2] + b"X: " + b"a" * 200
+    with (
+        serve(root, "--workers", "1", "--config", str(config), issued=issued) as daemon,
+        MemoryClient(daemon.address, daemon.ca) as client,
+    ):
+        client.handshake(send_finished=True)
+        for byte in head:
+            client.tls.write(bytes([byte]))
+            client.send()
+            if answered(client, HEADER_DEADLINE_MS / 1000 / 8):
+                break
+        else:
+            pytest.fail("each byte renewed the deadline")
+
+
+def answered(client: MemoryClient, wait_s: float) -> bool:
+    """True if the response begins, and with 408, within this time; bytes without application data are taken in."""
+    while select.select([client.socket], [], [], wait_s)[0]:
+        assert client.receive(), "closed without an answer"
+        try:
+            start = client.tls.read(65536)
+        except ssl.SSLWantReadError:
+            continue
+        assert start.startswith(b"HTTP/1.1 408 ")
+        return True
+    return False
 
 
 def test_a_reader_that_stops_costs_no_memory_and_holds_nobody_up(server: Daemon) -> None:

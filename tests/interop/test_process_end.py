@@ -182,12 +182,18 @@ def test_a_reload_with_a_bad_file_changes_nothing(site: Path, issued: Issued, tm
 
 def test_secrets_are_logged_only_when_asked(site: Path, issued: Issued, tmp_path: Path) -> None:
     file = tmp_path / "secrets"
-    for arguments in ([], ["--keylog"]):
+    logs = b""
+    for arguments in (["--log-level", "debug"], ["--log-level", "debug", "--keylog"]):
         with (
             serve(site, *arguments, issued=issued, extra_environment={"SSLKEYLOGFILE": str(file)}) as daemon,
             Connection(daemon) as connection,
         ):
             assert connection.works()
-        assert file.exists() == bool(arguments)
+            logs += daemon.stderr
+        assert file.exists() == ("--keylog" in arguments)
     assert file.stat().st_mode & 0o777 == 0o600
     assert file.read_text().count("CLIENT_TRAFFIC_SECRET_0 ") == 1
+    for line in file.read_text().splitlines():
+        secret = line.split()[-1]
+        assert secret.encode() not in logs
+        assert repr(bytes.fromhex(secret))[2:-1].encode() not in logs
