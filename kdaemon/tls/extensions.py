@@ -5,6 +5,7 @@ An extension's data is ``bytes`` without its type and length. Blocks of extensio
 appearance.
 """
 
+from struct import Struct
 from typing import Final, NamedTuple
 
 from kdaemon.tls.codec import (
@@ -25,6 +26,8 @@ from kdaemon.tls.errors import BadCertificateStatus, DuplicateExtension, Illegal
 
 Extensions = dict[int, bytes]
 
+_HEADER: Final = Struct(">HH")  # type, length
+
 _HOST_NAME_CHARACTERS: Final = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._*"
 
 
@@ -36,9 +39,9 @@ def parse_extensions(reader: Reader, name: str) -> Extensions:
     while position < end:
         if position + 4 > end:
             raise MalformedMessage(f"{name} ends inside an extension header")
-        extension_type = block[position] << 8 | block[position + 1]
+        extension_type, size = _HEADER.unpack_from(block, position)
         start = position + 4
-        position = start + (block[position + 2] << 8 | block[position + 3])
+        position = start + size
         if position > end:
             raise MalformedMessage(f"{name} ends inside extension {extension_type}")
         if extension_type in extensions:
@@ -50,12 +53,7 @@ def parse_extensions(reader: Reader, name: str) -> Extensions:
 def serialize_extensions(extensions: Extensions) -> bytes:
     """The inverse of :func:`parse_extensions`."""
     return vector16(
-        b"".join(
-            [
-                (extension_type << 16 | len(data)).to_bytes(4, "big") + data
-                for extension_type, data in extensions.items()
-            ]
-        )
+        b"".join([_HEADER.pack(extension_type, len(data)) + data for extension_type, data in extensions.items()])
     )
 
 
@@ -175,7 +173,7 @@ def parse_key_share_entry(data: bytes) -> tuple[int, bytes]:
 
 def serialize_key_share_entry(group: int, share: bytes) -> bytes:
     """The inverse of :func:`parse_key_share_entry`."""
-    return (group << 16 | len(share)).to_bytes(4, "big") + share
+    return _HEADER.pack(group, len(share)) + share
 
 
 def parse_uint16(data: bytes, name: str) -> int:

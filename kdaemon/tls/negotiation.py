@@ -2,6 +2,7 @@
 decisions.
 """
 
+from functools import lru_cache
 from typing import Any, Final
 
 from kdaemon.tls.constants import (
@@ -86,20 +87,33 @@ def _parse_early_data(data: bytes) -> bool:
     return True
 
 
+#: Clients of one make send most extensions in the same bytes every time: what those mean is remembered. Only short ones
+#: and so many of them, so that what hostile clients can make a server keep is bounded.
+_REMEMBERED_SIZE_MAX: Final = 64
+_remember: Final = lru_cache(maxsize=64)
+
+_recall_supported_versions: Final = _remember(parse_supported_versions)
 _PARSERS: Final[dict[int, tuple[str, Any]]] = {
-    Extension.SERVER_NAME: ("server_name", parse_server_name),
     Extension.STATUS_REQUEST: ("status_request", parse_status_request),
-    Extension.SUPPORTED_GROUPS: ("supported_groups", parse_supported_groups),
-    Extension.SIGNATURE_ALGORITHMS: ("signature_algorithms", parse_signature_algorithms),
-    Extension.SIGNATURE_ALGORITHMS_CERT: ("signature_algorithms_cert", parse_signature_algorithms),
-    Extension.APPLICATION_LAYER_PROTOCOL_NEGOTIATION: ("application_protocols", parse_application_protocols),
     Extension.RECORD_SIZE_LIMIT: ("record_size_limit", parse_record_size_limit),
     Extension.PRE_SHARED_KEY: ("psks", parse_offered_psks),
     Extension.EARLY_DATA: ("early_data", _parse_early_data),
     Extension.COOKIE: ("cookie", parse_cookie),
-    Extension.PSK_KEY_EXCHANGE_MODES: ("psk_modes", parse_psk_key_exchange_modes),
     Extension.CERTIFICATE_AUTHORITIES: ("certificate_authorities", parse_certificate_authorities),
     Extension.KEY_SHARE: ("key_shares", parse_key_shares),
+}
+_PARSERS_OF_PREFERENCES: Final[dict[int, tuple[str, Any]]] = {
+    Extension.SERVER_NAME: ("server_name", parse_server_name),
+    Extension.SUPPORTED_GROUPS: ("supported_groups", parse_supported_groups),
+    Extension.SIGNATURE_ALGORITHMS: ("signature_algorithms", parse_signature_algorithms),
+    Extension.SIGNATURE_ALGORITHMS_CERT: ("signature_algorithms_cert", parse_signature_algorithms),
+    Extension.APPLICATION_LAYER_PROTOCOL_NEGOTIATION: ("application_protocols", parse_application_protocols),
+    Extension.PSK_KEY_EXCHANGE_MODES: ("psk_modes", parse_psk_key_exchange_modes),
+}
+#: By extension: the attribute of the offer, what parses it, and what parses it if it is short.
+_KNOWN: Final[dict[int, tuple[str, Any, Any]]] = {
+    **{code: (name, parse, parse) for code, (name, parse) in _PARSERS.items()},
+    **{code: (name, parse, _remember(parse)) for code, (name, parse) in _PARSERS_OF_PREFERENCES.items()},
 }
 
 
@@ -109,7 +123,8 @@ def check_version(hello: ClientHello) -> None:
         raise NoCommonVersion("the client speaks SSL")
     versions_data = (hello.extensions or {}).get(Extension.SUPPORTED_VERSIONS)
     if versions_data is not None:
-        if VERSION_TLS_1_3 in parse_supported_versions(versions_data):
+        parse = _recall_supported_versions if len(versions_data) <= _REMEMBERED_SIZE_MAX else parse_supported_versions
+        if VERSION_TLS_1_3 in parse(versions_data):
             return
     elif CipherSuite.TLS_FALLBACK_SCSV in hello.cipher_suites and hello.legacy_version <= VERSION_TLS_1_2:
         raise InappropriateFallback("the client fell back to an older version although it speaks newer ones")
@@ -125,9 +140,10 @@ def parse_client_offer(message: bytes) -> ClientOffer:
     extensions: Extensions = hello.extensions or {}
     offer = ClientOffer(hello, message)
     for extension_type, data in extensions.items():
-        known = _PARSERS.get(extension_type)
+        known = _KNOWN.get(extension_type)
         if known is not None:
-            setattr(offer, known[0], known[1](data))
+            name, parse, recall = known
+            setattr(offer, name, recall(data) if len(data) <= _REMEMBERED_SIZE_MAX else parse(data))
     if offer.psks is not None:
         if next(reversed(extensions)) != Extension.PRE_SHARED_KEY:
             raise IllegalParameter("pre_shared_key is not the last extension")

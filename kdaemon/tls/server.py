@@ -10,6 +10,7 @@ received bytes wait unread. Tickets are sealed as records right behind the clien
 
 import hmac
 from enum import IntEnum
+from functools import lru_cache
 from typing import ClassVar, Final
 
 from cryptography import x509
@@ -91,6 +92,22 @@ from kdaemon.tls.tickets import CLIENT_CERTIFICATE_SIZE_MAX, TICKET_NONCE_SIZE, 
 __all__ = ["ClientAuthentication", "Credential", "ExternalPsk", "ServerConfig", "ServerHandshake", "ServerState"]
 
 _SUPPORTED_VERSION: Final = VERSION_TLS_1_3.to_bytes(2, "big")
+
+
+@lru_cache(maxsize=64)  # a handful of answers serves all clients
+def _encrypted_extensions(
+    groups: tuple[int, ...], record_size_limit: int | None, named: bool, alpn: bytes | None
+) -> bytes:
+    extensions: Extensions = {}
+    if groups:
+        extensions[Extension.SUPPORTED_GROUPS] = serialize_supported_groups(groups)
+    if record_size_limit is not None:
+        extensions[Extension.RECORD_SIZE_LIMIT] = serialize_record_size_limit(record_size_limit)
+    if named:
+        extensions[Extension.SERVER_NAME] = b""
+    if alpn is not None:
+        extensions[Extension.APPLICATION_LAYER_PROTOCOL_NEGOTIATION] = serialize_application_protocols((alpn,))
+    return serialize_encrypted_extensions(extensions)
 
 
 class ServerState(IntEnum):
@@ -250,7 +267,8 @@ class ServerHandshake(Handshake):
             if psk.ticket is not None and psk.ticket.client_certificate_der:
                 result.peer_chain_der = (psk.ticket.client_certificate_der,)
 
-        flight = self._make_encrypted_extensions(offer, alpn)
+        limit = config.record_size_limit if offer.record_size_limit is not None else None
+        flight = _encrypted_extensions(config.advertise_groups, limit, offer.server_name is not None, alpn)
         if credential is None:
             self._transcript.update(flight)
             self._finish_flight(flight, requested_certificate=False)
@@ -293,19 +311,6 @@ class ServerHandshake(Handshake):
         if limit is not None and peer_limit is not None:
             reader.record_size_max = limit
             writer.record_size_max = peer_limit
-
-    def _make_encrypted_extensions(self, offer: ClientOffer, alpn: bytes | None) -> bytes:
-        config = self._config
-        extensions: Extensions = {}
-        if config.advertise_groups:
-            extensions[Extension.SUPPORTED_GROUPS] = serialize_supported_groups(config.advertise_groups)
-        if config.record_size_limit is not None and offer.record_size_limit is not None:
-            extensions[Extension.RECORD_SIZE_LIMIT] = serialize_record_size_limit(config.record_size_limit)
-        if offer.server_name is not None:
-            extensions[Extension.SERVER_NAME] = b""
-        if alpn is not None:
-            extensions[Extension.APPLICATION_LAYER_PROTOCOL_NEGOTIATION] = serialize_application_protocols((alpn,))
-        return serialize_encrypted_extensions(extensions)
 
     def _make_certificate_request(self, client_auth: ClientAuthentication) -> bytes:
         extensions: Extensions = {
