@@ -44,6 +44,17 @@ class Account(ABC):
     def memory_bytes(self) -> int:
         """Anonymous, shared and kernel memory (slab, stacks, page tables, rings), without files' page cache."""
 
+    def disk_bytes(self) -> int:
+        """Read from storage so far by the processes that are there."""
+        total = 0
+        for pid in self.pids():
+            try:
+                lines = Path(f"/proc/{pid}/io").read_text().splitlines()
+            except OSError:
+                continue
+            total += sum(int(line.split()[1]) for line in lines if line.startswith("read_bytes:"))
+        return total
+
     @abstractmethod
     def close(self) -> None:
         """Call when all processes have ended."""

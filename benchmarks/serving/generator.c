@@ -11,7 +11,10 @@
  * With a rate the load is open: request k is due at start + k / rate, and its latency counts from then, so that a server
  * which stalls cannot hide it by being asked less.
  *
- * Usage: generator HOST PORT PATH MODE CONNECTIONS SECONDS RATE BODY_BYTES SUITE GROUP       (RATE 0: as fast as it goes)
+ * A * in the path becomes the connection's number modulo FILES. AGES: connection i of n has asked i * AGES / n times before
+ * the load begins, so that a server which closes a connection after so many requests does not close all of them at once.
+ *
+ * Usage: generator HOST PORT PATH MODE CONNECTIONS SECONDS RATE BODY_BYTES SUITE GROUP AGES FILES     (RATE 0: as fast as it goes)
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -45,6 +48,8 @@ struct connection {
     bool queued, served, last; /* waits for its turn; has had a response; the response said Connection: close */
     uint64_t due_ns;
     uint64_t body_left;
+    uint32_t warm_left; /* requests before the load begins, after the first */
+    uint32_t asked;
     size_t header_length;
     char header[HEADER_BYTES_MAX];
 };
@@ -54,6 +59,8 @@ static enum mode mode;
 static uint64_t body_bytes_expected;
 static SSL_CTX *context;
 static int epoll_fd;
+static const char *path_before, *path_after; /* what is before the * in the path, and behind it if there is one */
+static size_t files = 1;
 static char request[2048];
 static int request_length;
 static unsigned char read_buffer[READ_BYTES];
@@ -174,13 +181,15 @@ static bool would_block(struct connection *c, int result)
     return error == SSL_ERROR_WANT_READ || error == SSL_ERROR_WANT_WRITE;
 }
 
+static void ask(struct connection *c, uint64_t due_ns);
+
 static void response_complete(struct connection *c)
 {
     if (measuring) {
         requests++;
         note_latency(c->due_ns);
     }
-    if (!c->served) {
+    if (!c->served && c->warm_left == 0) {
         c->served = true;
         served_connections++;
     }
@@ -189,6 +198,11 @@ static void response_complete(struct connection *c)
         return;
     }
     c->state = STATE_READY;
+    if (c->warm_left) {
+        c->warm_left--;
+        ask(c, now_ns());
+        return;
+    }
     if (mode == MODE_KEEPALIVE)
         enqueue(c);
 }
@@ -244,6 +258,15 @@ static bool consume(struct connection *c, const unsigned char *data, size_t leng
     return true;
 }
 
+static int make_request(size_t number)
+{
+    char file[24] = "";
+    if (path_after)
+        snprintf(file, sizeof file, "%zu", number % files); /* each connection goes through them, from its own on */
+    return snprintf(request, sizeof request, "GET %s%s%s HTTP/1.1\r\nHost: localhost\r\n%s\r\n", path_before, file,
+                    path_after ? path_after : "", mode == MODE_FULL || mode == MODE_RESUMED ? "Connection: close\r\n" : "");
+}
+
 static void ask(struct connection *c, uint64_t due_ns)
 {
     c->due_ns = due_ns;
@@ -253,8 +276,9 @@ static void ask(struct connection *c, uint64_t due_ns)
     }
     c->state = STATE_HEADER;
     c->header_length = 0;
-    int result = SSL_write(c->ssl, request, request_length);
-    if (result != request_length)
+    int length = path_after ? make_request((size_t)(c - connections) + connection_count * c->asked++) : request_length;
+    int result = SSL_write(c->ssl, request, length);
+    if (result != length)
         fail(c, "write of the request");
 }
 
@@ -368,8 +392,8 @@ static void make_context(const char *suite, const char *group)
 int main(int argc, char **argv)
 {
     static const char *const mode_names[] = {"keepalive", "full", "resumed", "idle"};
-    if (argc != 11) {
-        fprintf(stderr, "usage: generator HOST PORT PATH MODE CONNECTIONS SECONDS RATE BODY_BYTES SUITE GROUP\n");
+    if (argc != 13) {
+        fprintf(stderr, "usage: generator HOST PORT PATH MODE CONNECTIONS SECONDS RATE BODY_BYTES SUITE GROUP AGES FILES\n");
         return 2;
     }
     address.sin_family = AF_INET;
@@ -384,15 +408,24 @@ int main(int argc, char **argv)
     double seconds = atof(argv[6]), rate = atof(argv[7]);
     body_bytes_expected = strtoull(argv[8], NULL, 10);
     make_context(argv[9], argv[10]);
-    request_length = snprintf(request, sizeof request, "GET %s HTTP/1.1\r\nHost: localhost\r\n%s\r\n", argv[3],
-                              mode == MODE_FULL || mode == MODE_RESUMED ? "Connection: close\r\n" : "");
+    uint64_t ages = strtoull(argv[11], NULL, 10);
+    files = (size_t)atol(argv[12]);
+    char *star = strchr(argv[3], '*');
+    path_before = argv[3];
+    if (star) {
+        *star = 0;
+        path_after = star + 1;
+    }
+    request_length = make_request(0);
     epoll_fd = epoll_create1(EPOLL_CLOEXEC);
     connections = calloc(connection_count, sizeof *connections);
     queue = calloc(connection_count, sizeof *queue);
     if (epoll_fd < 0 || !connections || !queue)
         die("setting up");
-    for (size_t i = 0; i < connection_count; i++)
+    for (size_t i = 0; i < connection_count; i++) {
         connections[i].fd = -1;
+        connections[i].warm_left = (uint32_t)(ages * i / connection_count);
+    }
 
     /* Connections are opened a few at a time: a burst of a thousand would measure the listen queue. */
     uint64_t issued = 0, setup_deadline_ns = now_ns() + 300000000000u;

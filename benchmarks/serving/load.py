@@ -31,6 +31,8 @@ class Load:
     body_bytes: int
     suite: str
     group: str
+    ages: int = 0  # requests that the connections have made before, from none to this many
+    files: int = 1  # how many files a * in the path stands for
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,14 @@ def build(directory: Path) -> Path:
     return program
 
 
+def take_precedence(session: int) -> None:
+    """Where the scheduler shares the CPU between sessions, what else runs on this machine gets the lesser part."""
+    try:
+        Path(f"/proc/{session}/autogroup").write_text("-15")
+    except OSError:
+        pass  # no such scheduler, or not root
+
+
 @contextmanager
 def _generator(program: Path, address: tuple[str, int], load: Load, cpu: int) -> Iterator[subprocess.Popen[bytes]]:
     arguments = [
@@ -68,6 +78,8 @@ def _generator(program: Path, address: tuple[str, int], load: Load, cpu: int) ->
         ),
         load.suite,
         load.group,
+        str(load.ages),
+        str(load.files),
     ]
     with subprocess.Popen(
         arguments,
@@ -75,7 +87,9 @@ def _generator(program: Path, address: tuple[str, int], load: Load, cpu: int) ->
         stdout=subprocess.PIPE,
         bufsize=0,
         preexec_fn=lambda: os.sched_setaffinity(0, {cpu}),  # noqa: PLW1509 - this program has one thread
+        start_new_session=True,
     ) as process:
+        take_precedence(process.pid)
         try:
             _line(process, START_DEADLINE_S)  # "warm"
             yield process
@@ -100,6 +114,8 @@ def _go(process: subprocess.Popen[bytes]) -> None:
 def run(program: Path, address: tuple[str, int], load: Load, cpu: int, account: Callable[[], float]) -> Result:
     """Opens the connections, then loads and measures; `account` is asked at both ends of that time."""
     with _generator(program, address, load, cpu) as process:
+        if load.rate:
+            _real_time(process)
         before = account()
         _go(process)
         line = _line(process, load.seconds + START_DEADLINE_S)
@@ -112,6 +128,22 @@ def run(program: Path, address: tuple[str, int], load: Load, cpu: int, account: 
     if not result.requests and not result.bytes:
         raise LoadError("nothing was answered")
     return result
+
+
+def _real_time(process: subprocess.Popen[bytes]) -> None:
+    """A paced generator mostly sleeps; that it sleeps longer than it should must not count as the server's latency."""
+    try:
+        os.sched_setscheduler(process.pid, os.SCHED_FIFO, os.sched_param(1))
+    except OSError:
+        pass  # not root
+
+
+@contextmanager
+def beside(program: Path, address: tuple[str, int], load: Load, cpu: int) -> Iterator[None]:
+    """Runs `load` beside whatever is done meanwhile; nothing of it is counted."""
+    with _generator(program, address, load, cpu) as process:
+        _go(process)
+        yield
 
 
 @contextmanager

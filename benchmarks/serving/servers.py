@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import http.client
 import os
@@ -15,15 +16,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.serving.accounting import Account, account
+from benchmarks.serving.load import take_precedence
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 START_DEADLINE_S = 120.0  # an emulated guest is slow
 STOP_DEADLINE_S = 60.0
+SETTLE_DEADLINE_S = 30.0
 
 NGINX_CONFIGURATION = """\
 worker_processes {workers};
@@ -95,6 +98,24 @@ class Server:
     def cpu_seconds(self) -> float:
         return self.account.cpu_seconds()
 
+    def settle(self) -> None:
+        """Waits until it has nothing left to do: the end of ten thousand connections would be felt by the next one."""
+        end = time.monotonic() + SETTLE_DEADLINE_S
+        used = self.cpu_seconds()
+        while time.monotonic() < end:
+            time.sleep(0.1)
+            before, used = used, self.cpu_seconds()
+            if used - before < 0.002:
+                return
+
+
+@dataclass(frozen=True)
+class Workers:
+    """The same server three times: with one worker on either core, and with one on both."""
+
+    single: tuple[Server, Server]
+    both: Server
+
 
 def _check_affinity(server: Server, cpus: frozenset[int]) -> None:
     """Every thread of every process stays on `cpus`: what runs elsewhere would be work that costs nothing."""
@@ -121,6 +142,7 @@ def _popen(command: Sequence[str], setting: Setting, used: Account, **options: o
         **options,
     )
     used.started(process.pid)
+    take_precedence(process.pid)
     return process  # type: ignore[no-any-return]
 
 
@@ -248,3 +270,18 @@ def fetch_sha256(address: tuple[str, int], path: str, certificate: Path) -> tupl
     if response.status != 200:
         raise ServerError(f"GET {path} was answered with {response.status}")
     return digest.hexdigest(), length
+
+
+@contextmanager
+def workers(name: str, setting: Setting, other_cpu: int) -> Iterator[Workers]:
+    """With one worker on the core of `setting` and on the other one, and with two on both."""
+    with ExitStack() as stack:
+
+        def start(part: str, cpus: frozenset[int], count: int) -> Server:
+            directory = setting.directory.with_name(f"{setting.directory.name}-{part}")
+            return stack.enter_context(
+                running(name, dataclasses.replace(setting, directory=directory, cpus=cpus, workers=count))
+            )
+
+        other = frozenset({other_cpu})
+        yield Workers((start("one", setting.cpus, 1), start("other", other, 1)), start("both", setting.cpus | other, 2))

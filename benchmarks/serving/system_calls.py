@@ -9,6 +9,11 @@ import signal
 import subprocess
 from collections.abc import Sequence
 
+from benchmarks.serving.cases import Case
+from benchmarks.serving.conditions import Conditions, case_load
+from benchmarks.serving.load import run
+from benchmarks.serving.servers import Server
+
 _DEADLINE_S = 30.0
 
 
@@ -58,3 +63,10 @@ class SystemCallAccount:
             self._process.wait()
         for descriptor in (self._commands, self._answers):
             os.close(descriptor)
+
+
+def system_calls_per_unit(server: Server, case: Case, conditions: Conditions) -> float:
+    """System calls of all the server's processes for one unit of the case's work, in one run of its own."""
+    counting = SystemCallAccount(server.account.pids())
+    result = run(conditions.generator, server.address, case_load(case, conditions), conditions.cpu, counting)
+    return result.used / case.work(result)
