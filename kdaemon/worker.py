@@ -49,6 +49,9 @@ from kdaemon.tls.signing import Role
 PARENT_DIED = signal.SIGUSR2
 # Handshakes make many objects and no cycles: the collector looks a thirtieth as often as by default
 GC_THRESHOLD = (20_000, 10, 10)
+# Of the engine's events between two looks at everything else: a burst of ClientHellos is answered in parts, so that the
+# first peers compute while the last are read
+EVENTS_MAX = 4
 ACCEPT_PAUSED_INTERVAL_S = 10.0  # between two lines of the log about it
 ORPHAN_DEADLINE_MS = 500  # what connections get when the supervisor is gone
 CLIENT_SPIN_NS = 20_000  # how long idle client rings are looked at, where the program has a CPU of its own
@@ -84,6 +87,7 @@ class Worker:
         self._key_log: KeyLogFile | None = None
         self._redirects: list[RedirectServer] = []
         self._engine: Engine | None = None
+        self._more_events = False  # were left in the engine's queue
         self._engine_error = ""
         self._thread = threading.Thread(target=self._run_engine, name="engine", daemon=True)
         self._wake_reader, self._wake_writer = socket.socketpair()
@@ -97,11 +101,13 @@ class Worker:
         self._watch(self._wake_reader.fileno(), self._woken)
         self._essential.update(self._readers)
         while not self._leaving:
+            if self._more_events:
+                self._engine_events(select.EPOLLIN)
             timeout_s = self._timeout_s()
             if self._engine is not None:  # what the last batch of events, or a deadline just now, left to send
                 self._keys.flush()
                 self._engine.flush()
-            for fd, mask in self._epoll.poll(timeout_s):
+            for fd, mask in self._epoll.poll(0.0 if self._more_events else timeout_s):
                 if reader := self._readers.get(fd):
                     self._read(fd, reader, mask)
         if self._thread.is_alive():
@@ -207,7 +213,9 @@ class Worker:
     def _engine_events(self, _mask: int) -> None:
         assert self._engine is not None
         event: Any
-        for event in self._engine.events():
+        batch = self._engine.events(EVENTS_MAX)
+        self._more_events = len(batch) == EVENTS_MAX
+        for event in batch:
             try:
                 self._handle(event)
             except Exception:

@@ -46,8 +46,9 @@ class Engine:
         """Runs the loop without the GIL until stop(). Raises OSError if the uring cannot be made."""
     def event_fd(self) -> int:
         """eventfd that becomes readable when events() has something (owner: the engine)."""
-    def events(self) -> list[Event]:
-        """Takes all queued events."""
+    def events(self, maximum: int = ...) -> list[Event]:
+        """Takes the queued events, the oldest `maximum` of them at most. event_fd() tells of new ones only: after as many as that
+        there may be more."""
     def flush(self) -> None: ...
     def listen(self, listener: int, fd: int) -> None:
         """Multishot accept on fd; the caller keeps the fd open until EVENT_UNLISTENED."""

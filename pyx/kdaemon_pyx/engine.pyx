@@ -224,18 +224,20 @@ cdef class Engine:
     def event_fd(self):
         return self.core.event_fd
 
-    def events(self):
+    def events(self, int maximum=0x7fffffff):
         cdef Message message
         cdef uint64_t count
+        cdef int taken = 0
         cdef list events = []
         # The eventfd first: a write that comes between the two would be read away with event_signalled left at 1, and nothing
         # would ever be signalled again.
         read(self.core.event_fd, &count, sizeof(count))
         # Pair: exchange in events_signal. What is published after this exchange is signalled again; what came before is popped below.
         exchange_u32(&self.core.event_signalled, 0)
-        while queue_pop(&self.core.events, &message):
+        while taken < maximum and queue_pop(&self.core.events, &message):
             events.append(event_tuple(&message))
             message_free(&message)
+            taken += 1
         return events
 
     def flush(self):

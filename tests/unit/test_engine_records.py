@@ -14,6 +14,7 @@ from kdaemon_pyx import engine as e
 from kdaemon_pyx.echo_service import EchoService
 from kdaemon_pyx.record import RecordProtection
 from support.records import BACKENDS, HELLO, LAYERS, REKEY, Keys, RecordPeer, RunningEngine, install_arguments, start
+from support.waiting import eventually
 
 CLOSE_NOTIFY = (21, b"\x01\x00")
 
@@ -38,6 +39,26 @@ def established(running: RunningEngine, suite: int = 0x1301, **more: object) -> 
     running.engine.flush()
     assert running.event(e.EVENT_INSTALLED, conn)[2:] == BACKENDS[running.layer]
     return RecordPeer(sock, suite), conn
+
+
+def test_events_are_taken_in_parts() -> None:
+    running = start("off")
+    socks = [running.connect() for _ in range(6)]
+    for sock in socks:
+        sock.sendall(HELLO)
+    conns = {running.event(e.EVENT_RECORDS)[1] for _ in socks}  # all are there, and none is left in the queue
+    assert len(conns) == 6 and not running.engine.events()
+    for conn in conns:
+        running.engine.close(conn)
+    running.engine.flush()
+    for sock in socks:
+        assert sock.recv(1) == b""
+        sock.close()
+    eventually(lambda: running.engine.counters()["connections"] == 0, "the connections are gone")
+    first, second, third = running.engine.events(4), running.engine.events(4), running.engine.events(4)
+    assert [len(first), len(second), len(third)] == [4, 2, 0]
+    assert {event[:2] for event in first + second} == {(e.EVENT_CLOSED, conn) for conn in conns}
+    running.stop()
 
 
 @pytest.mark.parametrize("suite", [0x1301, 0x1302, 0x1303])
