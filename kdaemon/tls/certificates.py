@@ -12,6 +12,7 @@ from pathlib import Path
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import PublicKeyAlgorithmOID
@@ -37,6 +38,7 @@ from kdaemon.tls.errors import (
 from kdaemon.tls.signing import Role, verify
 
 CHAIN_DEPTH_MAX = 8
+RSA_BITS_MIN = 2048
 
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -131,7 +133,7 @@ class TrustStore:
             _check_dates(leaf, now)
             _check_name(leaf, server_name, address)
             return
-        subject: Subject = x509.DNSName(_to_ascii(server_name)) if address is None else x509.IPAddress(address)
+        subject: Subject = x509.DNSName(to_ascii(server_name)) if address is None else x509.IPAddress(address)
         builder = PolicyBuilder().store(self._store).time(now).max_chain_depth(CHAIN_DEPTH_MAX)
         try:
             builder.build_server_verifier(subject).verify(leaf, intermediates)
@@ -139,6 +141,7 @@ class TrustStore:
             _check_dates(leaf, now)
             _check_name(leaf, server_name, address)
             raise _fault_of(error) from None
+        _check_key(leaf)
 
     def verify_client(self, chain_der: Sequence[bytes], now_s: float) -> None:
         """Validates a client's chain; who the client is remains for the caller to judge. Raises like verify_server."""
@@ -167,6 +170,7 @@ class TrustStore:
         except VerificationError as error:
             _check_dates(leaf, now)
             raise _fault_of(error) from None
+        _check_key(leaf)
 
 
 def _load_chain(chain_der: Sequence[bytes]) -> tuple[x509.Certificate, list[x509.Certificate]]:
@@ -182,6 +186,20 @@ def _check_dates(certificate: x509.Certificate, now: datetime.datetime) -> None:
         raise CertificateExpired(f"the certificate is not valid before {not_before:%Y-%m-%d}")
 
 
+def _check_key(certificate: x509.Certificate) -> None:
+    """What path validation leaves to TLS: the key must be for signing (RFC 8446 §4.4.2.2), and long enough."""
+    try:
+        usage = certificate.extensions.get_extension_for_class(x509.KeyUsage).value
+    except x509.ExtensionNotFound:
+        pass
+    else:
+        if not usage.digital_signature:
+            raise UnsupportedCertificate("the certificate's key usage does not allow digital signatures")
+    key = certificate_public_key(certificate)
+    if isinstance(key, rsa.RSAPublicKey) and key.key_size < RSA_BITS_MIN:
+        raise InsufficientSecurity(f"the certificate's RSA key has {key.key_size} bits")
+
+
 def _check_name(certificate: x509.Certificate, server_name: str, address: _Address | None) -> None:
     """Subject alternative names only (RFC 9525 §6.3): the common name has not counted for years."""
     try:
@@ -191,7 +209,7 @@ def _check_name(certificate: x509.Certificate, server_name: str, address: _Addre
     if address is not None:
         matches = address in names.get_values_for_type(x509.IPAddress)
     else:
-        wanted = _to_ascii(server_name)
+        wanted = to_ascii(server_name)
         matches = any(_matches(pattern.lower(), wanted) for pattern in names.get_values_for_type(x509.DNSName))
     if not matches:
         raise CertificateNameMismatch(f"the certificate is not for {server_name}")
@@ -204,7 +222,7 @@ def _matches(pattern: str, name: str) -> bool:
     return pattern == name
 
 
-def _to_ascii(server_name: str) -> str:
+def to_ascii(server_name: str) -> str:
     """The name in A-labels, lower case, without a final dot."""
     name = server_name.rstrip(".").lower()
     if name.isascii():
@@ -220,6 +238,8 @@ def _fault_of(error: VerificationError) -> TlsFault:
     text = str(error)
     if "not valid at validation time" in text:
         return CertificateExpired("a certificate of the chain is outside its period of validity")
+    if "Forbidden signature algorithm" in text:  # MD5, SHA-1 (RFC 8446 §4.4.2.4)
+        return BadCertificate("a certificate of the chain is signed with an algorithm that is too weak")
     if "no interior errors" in text or "signature does not match" in text or "chain construction" in text:
         return UnknownCertificateAuthority("no path from the certificate to a trusted authority")
     if "EKU" in text or "Forbidden" in text or "unaccounted-for critical" in text:

@@ -12,13 +12,14 @@ from typing import ClassVar, Final
 
 from cryptography import x509
 
-from kdaemon.tls.certificates import load_certificate, parse_address, verify_with_certificate
+from kdaemon.tls.certificates import load_certificate, parse_address, to_ascii, verify_with_certificate
 from kdaemon.tls.client_hello import ClientPsk, Grease, make_client_hello, make_extensions, offered_shares
 from kdaemon.tls.configuration import ClientConfig, Credential, CredentialRequest, ExternalPsk
 from kdaemon.tls.constants import (
     CERTIFICATE_REQUEST_SIZE_MAX,
     CERTIFICATE_SIZE_MAX,
     CERTIFICATE_VERIFY_SIZE_MAX,
+    COOKIE_SIZE_MAX,
     ENCRYPTED_EXTENSIONS_SIZE_MAX,
     FINISHED_SIZE_MAX,
     RANDOM_SIZE,
@@ -47,6 +48,7 @@ from kdaemon.tls.extensions import (
     parse_certificate_status,
     parse_cookie,
     parse_key_share_entry,
+    parse_oid_filters,
     parse_record_size_limit,
     parse_signature_algorithms,
     parse_supported_groups,
@@ -156,7 +158,7 @@ class ClientHandshake(Handshake):
         super().__init__(random=random, now_s=now_s, state=ClientState.EXPECT_SERVER_HELLO)
         self._config = config
         self._server_name = server_name
-        self._host_name = None if parse_address(server_name) is not None else server_name.rstrip(".")
+        self._host_name = None if parse_address(server_name) is not None else to_ascii(server_name)
         self._client_random = random(RANDOM_SIZE)
         self._session_id = random(SESSION_ID_SIZE_MAX) if config.compatibility_mode else b""
         self._grease = Grease(random(5)) if config.grease else None
@@ -219,6 +221,8 @@ class ClientHandshake(Handshake):
         psk = self._check_selected_psk(hello, suite)
         key_share = hello.extensions.get(Extension.KEY_SHARE)
         if key_share is None:
+            if psk is not None:  # the mode offered is PSK with a key exchange (RFC 8446 §4.2.11)
+                raise IllegalParameter("ServerHello selects a PSK without a key exchange, which was not offered")
             raise MissingExtension("ServerHello has no key_share")
         group, server_share = parse_key_share_entry(key_share)
         shared_secret = self._exchange(group, server_share)
@@ -250,8 +254,8 @@ class ClientHandshake(Handshake):
             raise UnexpectedMessage("a second HelloRetryRequest")  # RFC 8446 §4.1.4
         key_share = hello.extensions.get(Extension.KEY_SHARE)
         cookie = hello.extensions.get(Extension.COOKIE)
-        if cookie is not None:
-            parse_cookie(cookie)
+        if cookie is not None and len(parse_cookie(cookie)) > COOKIE_SIZE_MAX:
+            raise IllegalParameter("the cookie is longer than a second ClientHello has room for")
         if key_share is not None:
             group = parse_uint16(key_share, "key_share")
             if group not in self._config.groups or group in self._sent_groups():
@@ -343,11 +347,15 @@ class ClientHandshake(Handshake):
         if algorithms is None:
             raise MissingExtension("CertificateRequest has no signature_algorithms")
         authorities = request.extensions.get(Extension.CERTIFICATE_AUTHORITIES)
+        filters = request.extensions.get(Extension.OID_FILTERS)
+        if Extension.STATUS_REQUEST in request.extensions:
+            require_empty(request.extensions[Extension.STATUS_REQUEST], "status_request")
         if Extension.SIGNATURE_ALGORITHMS_CERT in request.extensions:
             parse_signature_algorithms(request.extensions[Extension.SIGNATURE_ALGORITHMS_CERT])
         self._requested = CredentialRequest(
             parse_signature_algorithms(algorithms),
             () if authorities is None else parse_certificate_authorities(authorities),
+            {} if filters is None else parse_oid_filters(filters),
         )
         self._transcript.update(message)
         self.state = ClientState.EXPECT_CERTIFICATE

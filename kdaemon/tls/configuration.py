@@ -106,10 +106,14 @@ class ServerConfig:
 
 
 class CredentialRequest(NamedTuple):
-    """What a server that asks for a client certificate accepts."""
+    """What a server that asks for a client certificate accepts.
+
+    ``oid_filters``: values that certificate extensions must have, by OID, both DER (RFC 8446 §4.2.5).
+    """
 
     signature_algorithms: tuple[int, ...]
     authorities: tuple[bytes, ...]
+    oid_filters: dict[bytes, bytes]
 
 
 @dataclass(slots=True, kw_only=True)

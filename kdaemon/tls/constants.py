@@ -155,6 +155,7 @@ NEW_SESSION_TICKET_SIZE_MAX: Final = 4 + 4 + 256 + 2 + 65_535 + 2 + 65_534
 KEY_UPDATE_SIZE: Final = 1
 
 CERTIFICATE_COUNT_MAX: Final = 16
+COOKIE_SIZE_MAX: Final = 32_768  # it has to fit in the second ClientHello with everything else
 PSK_IDENTITIES_TRIED_MAX: Final = 8
 
 # SHA-256 of "HelloRetryRequest": the random that marks a ServerHello as one (RFC 8446 §4.1.3).

@@ -267,6 +267,26 @@ def serialize_certificate_authorities(names: tuple[bytes, ...]) -> bytes:
     return vector16(b"".join([vector16(name) for name in names]))
 
 
+def parse_oid_filters(data: bytes) -> dict[bytes, bytes]:
+    """Wanted values of certificate extensions by OID, both DER (RFC 8446 §4.2.5); an OID may be there once only."""
+    reader = Reader(data)
+    entries = Reader(reader.vector16("oid_filters"))
+    reader.finish("oid_filters")
+    filters: dict[bytes, bytes] = {}
+    while entries.remaining():
+        oid = entries.vector8("oid_filters", 1)
+        values = entries.vector16("oid_filters")
+        if oid in filters:
+            raise IllegalParameter("oid_filters has an OID twice")
+        filters[oid] = values
+    return filters
+
+
+def serialize_oid_filters(filters: dict[bytes, bytes]) -> bytes:
+    """The inverse of :func:`parse_oid_filters`."""
+    return vector16(b"".join([vector8(oid) + vector16(values) for oid, values in filters.items()]))
+
+
 class PskIdentity(NamedTuple):
     """One offered PSK (RFC 8446 §4.2.11)."""
 

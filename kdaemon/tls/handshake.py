@@ -37,6 +37,7 @@ from kdaemon.tls.record import RecordReader, RecordWriter
 from kdaemon.tls.signing import SignRequest
 
 WARNINGS_MAX: Final = 4  # user_canceled alerts, which announce an end and do not make it
+CLOSE_NOTIFY: Final = bytes((1, AlertDescription.CLOSE_NOTIFY))
 
 Random = Callable[[int], bytes]
 KeyLog = Callable[[str], None]
@@ -245,12 +246,14 @@ class Handshake:
         self._error = error
         self._sign_request = None
         self._transcript = None
+        if isinstance(error, CloseNotifyReceived):  # our direction ends in order, too (RFC 8446 §6.1)
+            self._send_record(ContentType.ALERT, CLOSE_NOTIFY)
         if not isinstance(error, TlsFault) or isinstance(error, PlainHttpReceived):
             return
         level = 1 if isinstance(error, HandshakeCanceled) else 2
         self._send_record(ContentType.ALERT, bytes((level, alert_for(error))))
         if level == 1:  # user_canceled is followed by close_notify (RFC 8446 §6.1)
-            self._send_record(ContentType.ALERT, bytes((1, AlertDescription.CLOSE_NOTIFY)))
+            self._send_record(ContentType.ALERT, CLOSE_NOTIFY)
 
     def _receive(self, data: bytes) -> None:
         self._reader.feed(data)
@@ -314,16 +317,16 @@ class Handshake:
         return expectation
 
     def _handle_alert(self, content: bytes) -> None:
-        if self._fragments:
-            # RFC 8446 §5.1: no other record type between the fragments of a message. A peer that gives up says so all
-            # the same.
-            self._fragments = bytearray()
         if len(content) != 2:
             raise MalformedMessage("an alert record holds something else than one alert")
         description = content[1]
         if description == AlertDescription.CLOSE_NOTIFY:
             raise CloseNotifyReceived
         if description == AlertDescription.USER_CANCELED:
+            # A peer that gives up may do so anywhere; what goes on must not have anything between the fragments of a
+            # message (RFC 8446 §5.1).
+            if self._fragments:
+                raise UnexpectedRecord("an alert comes between the fragments of a handshake message")
             self._warnings += 1
             if self._warnings > WARNINGS_MAX:
                 raise TooManyRecords(f"too many {ALERT_NAMES[description]} alerts")

@@ -118,13 +118,15 @@ _KNOWN: Final[dict[int, tuple[str, Any, Any]]] = {
 
 
 def check_version(hello: ClientHello) -> None:
-    """TLS 1.3 must be offered in supported_versions; legacy_version decides nothing (RFC 8446 §4.2.1, §D.5)."""
+    """TLS 1.3 must be offered in supported_versions, behind the legacy_version of TLS 1.2 (RFC 9846 §4.2.2, §4.3.1)."""
     if hello.legacy_version <= VERSION_SSL_3_0:
         raise NoCommonVersion("the client speaks SSL")
     versions_data = (hello.extensions or {}).get(Extension.SUPPORTED_VERSIONS)
     if versions_data is not None:
         parse = _recall_supported_versions if len(versions_data) <= _REMEMBERED_SIZE_MAX else parse_supported_versions
         if VERSION_TLS_1_3 in parse(versions_data):
+            if hello.legacy_version != VERSION_TLS_1_2:  # RFC 9846 §4.2.2
+                raise NoCommonVersion("the client offers TLS 1.3 with a legacy_version other than that of TLS 1.2")
             return
     elif CipherSuite.TLS_FALLBACK_SCSV in hello.cipher_suites and hello.legacy_version <= VERSION_TLS_1_2:
         raise InappropriateFallback("the client fell back to an older version although it speaks newer ones")
@@ -209,17 +211,24 @@ def check_second_client_hello(first: ClientHello, offer: ClientOffer, group: int
     if offer.key_shares is None or list(offer.key_shares) != [group]:
         raise IllegalParameter("the second ClientHello has not exactly the share that was asked for")
     before, after = first.extensions or {}, second.extensions or {}
+    if offer.psks is not None and Extension.PRE_SHARED_KEY not in before:
+        raise IllegalParameter("the second ClientHello adds a pre-shared key")
     for extension_type in _UNCHANGED_BY_RETRY:
         if before.get(extension_type) != after.get(extension_type):
             raise IllegalParameter(f"the second ClientHello changes extension {extension_type}")
     return offer.key_shares[group]
 
 
+#: What is not recognised here may change: its rules are not ours to know.
 _UNCHANGED_BY_RETRY: Final = (
     Extension.SERVER_NAME,
+    Extension.STATUS_REQUEST,
     Extension.SUPPORTED_GROUPS,
     Extension.SIGNATURE_ALGORITHMS,
     Extension.APPLICATION_LAYER_PROTOCOL_NEGOTIATION,
+    Extension.RECORD_SIZE_LIMIT,
     Extension.SUPPORTED_VERSIONS,
     Extension.PSK_KEY_EXCHANGE_MODES,
+    Extension.CERTIFICATE_AUTHORITIES,
+    Extension.SIGNATURE_ALGORITHMS_CERT,
 )

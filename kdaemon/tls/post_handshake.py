@@ -203,6 +203,9 @@ def _accept_ticket(message: bytes, secrets: ConnectionSecrets, now_s: float) -> 
     ticket = parse_new_session_ticket(message)
     if not RECOGNISED_ELSEWHERE.isdisjoint(ticket.extensions):
         raise IllegalParameter("a NewSessionTicket has an extension that belongs elsewhere")  # RFC 8446 §4.2
+    early_data = ticket.extensions.get(ExtensionType.EARLY_DATA)
+    if early_data is not None and len(early_data) != 4:
+        raise MalformedMessage("max_early_data_size has a length that does not fit")
     if not secrets.resumption_secret:
         return None
     return session_ticket(ticket, secrets.cipher_suite, secrets.resumption_secret, now_s)

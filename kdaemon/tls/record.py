@@ -135,6 +135,8 @@ class RecordReader:
     def _check_first(self, content_type: int) -> None:
         if content_type in (ContentType.HANDSHAKE, ContentType.ALERT):
             return
+        if content_type == ContentType.CHANGE_CIPHER_SPEC and self.change_cipher_spec_allowed:
+            return  # a server may send it before its ServerHello
         start = bytes(self._buffer[:8])
         if any(method.startswith(start[: len(method)]) for method in _HTTP_METHODS):
             if len(start) >= RECORD_HEADER_SIZE:

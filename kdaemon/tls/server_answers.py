@@ -25,7 +25,7 @@ def check_server_hello(hello: ServerHello, session_id: bytes, cipher_suites: tup
     if parse_uint16(version, "supported_versions") != VERSION_TLS_1_3:
         raise IllegalParameter("ServerHello selects a version that was not offered")
     if hello.legacy_version != VERSION_TLS_1_2:
-        raise IllegalParameter("ServerHello has a legacy_version other than TLS 1.2")
+        raise NoCommonVersion("ServerHello has a legacy_version other than TLS 1.2")  # RFC 9846 §4.2.3
     if hello.session_id != session_id:
         raise IllegalParameter("ServerHello does not echo legacy_session_id")
     if hello.compression_method:

@@ -18,8 +18,10 @@ from kdaemon_pyx.transmit cimport transmit_alert, transmit_discard
 cdef enum:
     # Records that carry no application data cost budget; a second gives one back. What spends faster loses its connection.
     FLOOD_BURST = 64
-    # Reassembled post-handshake messages: a ticket is 64 KB at most, everything else is tiny (RFC 8446 section 4.6).
-    FRAGMENT_MAX = 131072
+    # The largest post-handshake message there can be, a NewSessionTicket with its header (RFC 8446 section 4.6.1): what the control
+    # thread allows (kdaemon/tls/constants.py), so that it is the one to name the fault.
+    FRAGMENT_MAX = 131341
+    HANDSHAKE_NEW_SESSION_TICKET = 4
     HANDSHAKE_KEY_UPDATE = 24
     HANDSHAKE_HEADER = 4
 
@@ -69,6 +71,17 @@ cdef uint32_t whole_messages(Connection* c, const uint8_t* data, uint32_t length
     return position
 
 
+cdef bint refused(Connection* c, const uint8_t* data, uint32_t length) noexcept nogil:
+    """Whether an incomplete message has a header that the control thread refuses: its body is not waited for, and not kept."""
+    cdef uint32_t size
+    if length < HANDSHAKE_HEADER:
+        return False
+    size = data[1] << 16 | data[2] << 8 | data[3]
+    if data[0] == HANDSHAKE_KEY_UPDATE:
+        return size > 1
+    return data[0] != HANDSHAKE_NEW_SESSION_TICKET or not c.client_role or size > FRAGMENT_MAX - HANDSHAKE_HEADER
+
+
 cdef void handshake_messages(Connection* c, const uint8_t* data, uint32_t length) noexcept nogil:
     """Collects post-handshake messages, which may be cut across records (RFC 8446 section 5.1), and hands whole ones up."""
     cdef uint8_t* joined
@@ -87,6 +100,8 @@ cdef void handshake_messages(Connection* c, const uint8_t* data, uint32_t length
         data = c.fragment
         length = c.fragment_length
     whole = whole_messages(c, data, length)
+    if refused(c, data + whole, length - whole):
+        whole = length
     if whole:
         hand_up(c, CONTENT_HANDSHAKE, data, whole)
         if c.rekey_pending and c.record_layer == RECORD_LAYER_KERNEL and not c.receive_keys_pending and not c.core.ktls_rekey:
@@ -122,8 +137,8 @@ cdef void control_record(Connection* c, int content_type, const uint8_t* data, u
         return
     if c.fragment != NULL and content_type != CONTENT_HANDSHAKE:
         violation(c, CLOSE_RECORD, ALERT_UNEXPECTED_MESSAGE, EPROTO)    # nothing may come between the parts of a message
-    elif content_type == CONTENT_ALERT and length == 2:
-        if data[1] == ALERT_CLOSE_NOTIFY:
+    elif content_type == CONTENT_ALERT and length:
+        if length == 2 and data[1] == ALERT_CLOSE_NOTIFY:
             c.end_of_data = 1
         else:
             hand_up(c, content_type, data, length)

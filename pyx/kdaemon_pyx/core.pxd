@@ -121,7 +121,6 @@ cdef struct KeyMaterial:
     Secrets secrets
     uint32_t service
     uint32_t site
-    uint8_t client_role
     uint32_t leftover_length
     uint8_t leftover[1]
 
@@ -180,7 +179,7 @@ cdef struct Connection:
     uint8_t established            # on_established was called, on_closed is due
     uint8_t draining_told
     uint8_t key_limit_told
-    uint8_t client_role
+    uint8_t client_role            # adopted: the peer may send tickets
     uint8_t file_reading           # a READ into `output` is outstanding
     uint8_t mapping_allowed        # 0: not asked, 1: mincore() tells the truth about the file, 2: it does not
     uint8_t output_full            # output holds a batch of the file that is to be sent as it is

@@ -187,7 +187,6 @@ cdef void handshake_install(Connection* c) noexcept nogil:
         connection_terminate(c, CLOSE_RESOURCES, -result)
         return
     c.secrets = material.secrets
-    c.client_role = material.client_role
     c.service = c.core.services[material.service]
     c.site = material.site
     if not c.receive_keys_pending:

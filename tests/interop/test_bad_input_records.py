@@ -75,7 +75,13 @@ def test_largest_record_is_taken(connected: Connected) -> None:
         pytest.param(22, b"\x18\0\0\0", {"TLSV1_ALERT_DECODE_ERROR"}, id="key-update-empty"),
         pytest.param(22, b"\x18\0\0\2\0\0", {"TLSV1_ALERT_DECODE_ERROR"}, id="key-update-too-long"),
         pytest.param(22, KEY_UPDATE * 2, {"SSLV3_ALERT_UNEXPECTED_MESSAGE"}, id="message-behind-key-update"),
-        pytest.param(21, b"\2", {"TLSV1_ALERT_DECODE_ERROR", "SSLV3_ALERT_UNEXPECTED_MESSAGE"}, id="half-an-alert"),
+        pytest.param(21, b"\2", {"TLSV1_ALERT_DECODE_ERROR"}, id="half-an-alert"),
+        pytest.param(21, b"\1\x5a\1\0", {"TLSV1_ALERT_DECODE_ERROR"}, id="two-alerts"),
+        pytest.param(21, b"", {"SSLV3_ALERT_UNEXPECTED_MESSAGE"}, id="empty-alert"),
+        # Refused at their headers: the bodies never come.
+        pytest.param(22, b"\x0b\1\0\0", {"SSLV3_ALERT_UNEXPECTED_MESSAGE"}, id="header-of-a-certificate"),
+        pytest.param(22, b"\x04\0\xff\0", {"SSLV3_ALERT_UNEXPECTED_MESSAGE"}, id="header-of-a-ticket"),
+        pytest.param(22, b"\x18\0\0\2\0", {"TLSV1_ALERT_DECODE_ERROR"}, id="header-of-a-long-key-update"),
     ],
 )
 def test_wrong_content_ends_the_connection_with_its_alert(

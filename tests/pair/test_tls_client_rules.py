@@ -1,16 +1,20 @@
 """What a client owes a server that breaks a rule."""
 
+import time
+
 import pytest
 import tls_pair
 from tls_pair import client_config, make_client, make_server, server_config
 from tls_puppet import PLAIN, ServerFlight, fault_of, plain_record, with_extension
 
 from kdaemon.tls import errors
-from kdaemon.tls.configuration import ClientAuthentication
-from kdaemon.tls.constants import HELLO_RETRY_REQUEST_RANDOM, NamedGroup
+from kdaemon.tls.client import ClientState
+from kdaemon.tls.configuration import ClientAuthentication, ExternalPsk
+from kdaemon.tls.constants import COOKIE_SIZE_MAX, HELLO_RETRY_REQUEST_RANDOM, NamedGroup
 from kdaemon.tls.constants import AlertDescription as Alert
 from kdaemon.tls.constants import ExtensionType as Extension
-from kdaemon.tls.extensions import serialize_key_share_entry
+from kdaemon.tls.extensions import parse_server_name, serialize_key_share_entry
+from kdaemon.tls.key_schedule import SHA256
 from kdaemon.tls.messages import (
     Certificate,
     CertificateEntry,
@@ -27,6 +31,7 @@ from kdaemon.tls.messages import (
     serialize_finished,
     serialize_message,
 )
+from kdaemon.tls.session import TICKET_SIZE_MAX, SessionTicket
 
 VERSION, SHARE = Extension.SUPPORTED_VERSIONS, Extension.KEY_SHARE
 
@@ -64,7 +69,13 @@ HELLOS = {
     "TLS 1.2 in supported_versions": (extension(VERSION, b"\x03\x03"), Alert.ILLEGAL_PARAMETER),
     "a version from nowhere": (extension(VERSION, b"\x03\x05"), Alert.ILLEGAL_PARAMETER),
     "version list": (extension(VERSION, b"\x02\x03\x04"), Alert.DECODE_ERROR),
-    "legacy_version": (lambda hello: hello._replace(legacy_version=0x0304), Alert.ILLEGAL_PARAMETER),
+    **{
+        f"legacy_version {version:#06x}": (
+            lambda hello, version=version: hello._replace(legacy_version=version),
+            Alert.PROTOCOL_VERSION,
+        )
+        for version in (0x0300, 0x0301, 0x0302, 0x0304)
+    },
     "session id": (lambda hello: hello._replace(session_id=b"x" * 32), Alert.ILLEGAL_PARAMETER),
     "session id missing": (lambda hello: hello._replace(session_id=b""), Alert.ILLEGAL_PARAMETER),
     "compression": (lambda hello: hello._replace(compression_method=1), Alert.ILLEGAL_PARAMETER),
@@ -160,16 +171,61 @@ def test_suite_changes_after_a_retry():
     assert fault.alert == Alert.ILLEGAL_PARAMETER
 
 
-def test_cookie_is_returned():
-    client = make_client(client_config(**PLAIN))
-    first = client.data_to_send()
+def retry_with_cookie(client, cookie):
     hello = ServerFlight(make_client(client_config(**PLAIN))).hello
     retry = parse_server_hello(hello)._replace(
         random=HELLO_RETRY_REQUEST_RANDOM,
         session_id=client._session_id,
-        extensions={VERSION: b"\x03\x04", Extension.COOKIE: b"\x00\x03abc"},
+        extensions={VERSION: b"\x03\x04", Extension.COOKIE: len(cookie).to_bytes(2, "big") + cookie},
     )
-    client.receive(plain_record(serialize_any_server_hello(retry)))
+    message = serialize_any_server_hello(retry)
+    return b"".join(plain_record(message[start : start + 16384]) for start in range(0, len(message), 16384))
+
+
+def test_a_cookie_that_leaves_no_room_in_the_second_hello():
+    ticket = SessionTicket(0x1301, bytes(32), bytes(TICKET_SIZE_MAX), 0, 3600, time.time())
+    client = make_client(client_config(), session=ticket)
+    client.data_to_send()
+    client.receive(retry_with_cookie(client, bytes(COOKIE_SIZE_MAX)))
+    assert len(client.data_to_send()) > COOKIE_SIZE_MAX + TICKET_SIZE_MAX
+    for size in (COOKIE_SIZE_MAX + 1, 65_500):
+        client = make_client(client_config())
+        assert fault_of(client.receive, retry_with_cookie(client, bytes(size))).alert == Alert.ILLEGAL_PARAMETER
+
+
+def test_change_cipher_spec_before_the_server_hello_is_dropped():
+    """RFC 8446 §5: at any time after the first ClientHello has been sent."""
+    client = make_client(client_config(**PLAIN))
+    flight = ServerFlight(client)
+    for byte in b"\x14\x03\x03\x00\x01\x01":
+        client.receive(bytes((byte,)))
+    client.receive(plain_record(flight.hello))
+    assert client.state == ClientState.EXPECT_ENCRYPTED_EXTENSIONS
+    client = make_client(client_config(**PLAIN))
+    assert fault_of(client.receive, b"\x14\x03\x03\x00\x01\x02").alert == Alert.UNEXPECTED_MESSAGE
+
+
+def test_psk_without_a_key_exchange():
+    psk = ExternalPsk(b"id", bytes(32), SHA256)
+    client = make_client(client_config(**PLAIN), session=psk)
+    flight = ServerFlight(client, server_config(external_psk={b"id": psk}.get))
+    hello = with_extension(parse_server_hello(flight.hello), SHARE, None)
+    fault = fault_of(client.receive, plain_record(serialize_any_server_hello(hello)))
+    assert fault.alert == Alert.ILLEGAL_PARAMETER
+
+
+def test_names_go_out_as_a_labels():
+    client = make_client(client_config(**PLAIN), "B\u00fccher.Example.")
+    extensions = parse_client_hello(client.data_to_send()[5:]).extensions
+    assert parse_server_name(extensions[Extension.SERVER_NAME]) == "xn--bcher-kva.example"
+    with pytest.raises(errors.CertificateNameMismatch):
+        make_client(client_config(**PLAIN), "\u00fc" * 64)
+
+
+def test_cookie_is_returned():
+    client = make_client(client_config(**PLAIN))
+    first = client.data_to_send()
+    client.receive(retry_with_cookie(client, b"abc"))
     second = client.data_to_send()
     assert b"\x00\x2c\x00\x05\x00\x03abc" in second
     before, after = parse_client_hello(first[5:]), parse_client_hello(second[11:])
@@ -311,6 +367,12 @@ REQUESTS = {
     "no algorithms": (CertificateRequest(b"", {}), Alert.MISSING_EXTENSION),
     "algorithms empty": (CertificateRequest(b"", {13: b"\x00\x00"}), Alert.DECODE_ERROR),
     "foreign extension": (CertificateRequest(b"", {13: b"\x00\x02\x04\x03", 51: b""}), Alert.ILLEGAL_PARAMETER),
+    "filters": (CertificateRequest(b"", {13: b"\x00\x02\x04\x03", 48: b"\x00\x01\x01"}), Alert.DECODE_ERROR),
+    "a filter twice": (
+        CertificateRequest(b"", {13: b"\x00\x02\x04\x03", 48: b"\x00\x0c" + b"\x01\x06\x00\x02\x05\x00" * 2}),
+        Alert.ILLEGAL_PARAMETER,
+    ),
+    "status_request with content": (CertificateRequest(b"", {13: b"\x00\x02\x04\x03", 5: b"\x01"}), Alert.DECODE_ERROR),
     "authorities empty": (CertificateRequest(b"", {13: b"\x00\x02\x04\x03", 47: b"\x00\x00"}), Alert.DECODE_ERROR),
 }
 

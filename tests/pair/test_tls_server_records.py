@@ -1,7 +1,7 @@
 """What a server does with records after the ClientHello: in the clear, protected, and early data that it refuses."""
 
 import pytest
-from tls_pair import make_server, server_config, server_identity, sign_if_asked
+from tls_pair import ApplicationReader, make_server, server_config, server_identity, sign_if_asked
 from tls_puppet import client_hello, fault_of, plain_record, with_extension, writer_with
 
 from kdaemon.tls import errors
@@ -128,6 +128,54 @@ def test_close_notify_in_the_handshake():
     server, _, writer = server_before_finished()
     with pytest.raises(errors.CloseNotifyReceived):
         server.receive(writer.write(ContentType.ALERT, b"\x01\x00"))
+    # RFC 8446 §6.1: close_notify before our write side is closed. The Finished is sent, so it is under the next keys.
+    assert alert_of(server) == b"\x01\x00"
+    server = make_server(server_config())
+    with pytest.raises(errors.CloseNotifyReceived):
+        server.receive(plain_record(b"\x01\x00", ContentType.ALERT))
+    assert server.data_to_send() == plain_record(b"\x01\x00", ContentType.ALERT)
+
+
+def alert_of(server):
+    """The alert that is sent behind the server's flight."""
+    reader = ApplicationReader()
+    reader.set_key(server._suite, server._result.tx.key, server._result.tx.iv)
+    reader.feed(server.data_to_send())
+    content_type, content = reader.open_one()
+    assert content_type == ContentType.ALERT
+    return content
+
+
+FINISHED_IN_TWO = (b"\x14\x00\x00", b"\x20" + bytes(32))
+
+
+def test_alert_between_the_fragments_of_a_message():
+    server, _, writer = server_before_finished()
+    server.receive(writer.write(ContentType.HANDSHAKE, FINISHED_IN_TWO[0]))
+    fault = fault_of(server.receive, writer.write(ContentType.ALERT, b"\x01\x5a"))
+    assert fault.alert == Alert.UNEXPECTED_MESSAGE
+    # A peer that gives up may do so anywhere.
+    for alert, error in ((b"\x02\x50", errors.AlertReceived), (b"\x01\x00", errors.CloseNotifyReceived)):
+        server, _, writer = server_before_finished()
+        server.receive(writer.write(ContentType.HANDSHAKE, FINISHED_IN_TWO[0]))
+        with pytest.raises(error):
+            server.receive(writer.write(ContentType.ALERT, alert))
+
+
+def test_fragments_in_a_protected_and_a_plain_record():
+    server, _, writer = server_before_finished()
+    server.receive(writer.write(ContentType.HANDSHAKE, FINISHED_IN_TWO[0]))
+    assert fault_of(server.receive, plain_record(FINISHED_IN_TWO[1])).alert == Alert.UNEXPECTED_MESSAGE
+
+
+def test_change_cipher_spec_between_the_fragments_of_a_message_is_dropped():
+    """RFC 8446 §5: it is dropped at any time before Finished; it is nobody's message."""
+    server, client, writer = server_before_finished()
+    finished = tls_pair_finished(client, server)
+    for part in (finished[:3], finished[3:20]):
+        server.receive(writer.write(ContentType.HANDSHAKE, part) + b"\x14\x03\x03\x00\x01\x01")
+    server.receive(writer.write(ContentType.HANDSHAKE, finished[20:]))
+    assert server.complete
 
 
 def test_finished_in_the_clear():

@@ -42,6 +42,13 @@ RULES = {
         lambda hello: without_last_list(hello)._replace(cipher_suites=(0xC02F, CipherSuite.TLS_FALLBACK_SCSV)),
         Alert.INAPPROPRIATE_FALLBACK,
     ),
+    **{
+        f"legacy_version {version:#06x} with 1.3": (
+            lambda hello, version=version: hello._replace(legacy_version=version),
+            Alert.PROTOCOL_VERSION,
+        )
+        for version in (0x0000, 0x0002, 0x0102, 0x0200, 0x0300, 0x0301, 0x0302, 0x0304, 0x0404)
+    },
     "versions of odd length": (extension(Extension.SUPPORTED_VERSIONS, b"\x03\x03\x04\x03"), Alert.DECODE_ERROR),
     "versions empty": (extension(Extension.SUPPORTED_VERSIONS, b"\x00"), Alert.DECODE_ERROR),
     # fields
@@ -147,8 +154,6 @@ def test_rule(rule):
 
 TOLERATED = {
     "unknown extension": extension(0x7777, b"anything"),
-    "legacy_version 0x0301": lambda hello: hello._replace(legacy_version=0x0301),
-    "legacy_version 0x0404": lambda hello: hello._replace(legacy_version=0x0404),
     "unknown suites": lambda hello: hello._replace(cipher_suites=tuple(range(0x2000, 0x9000)) + hello.cipher_suites),
     "unknown PSK": extension(Extension.PRE_SHARED_KEY, PSK),
     "early data without a known PSK": lambda hello: with_extension(
@@ -275,6 +280,17 @@ SECOND = {
     "other suites": lambda first, second: second._replace(cipher_suites=second.cipher_suites[:1]),
     "another name": lambda first, second: with_extension(second, Extension.SERVER_NAME, b"\x00\x04\x00\x00\x01a"),
     "early data": lambda first, second: with_extension(second, Extension.EARLY_DATA, b""),
+    "a pre-shared key": lambda first, second: with_extension(second, Extension.PRE_SHARED_KEY, PSK),
+    "no name": lambda first, second: with_extension(second, Extension.SERVER_NAME, None),
+    "no status_request": lambda first, second: with_extension(second, Extension.STATUS_REQUEST, None),
+    "a record_size_limit": lambda first, second: with_extension(second, Extension.RECORD_SIZE_LIMIT, b"\x40\x00"),
+    "a protocol": lambda first, second: with_extension(second, 16, b"\x00\x03\x02h2"),
+    "authorities": lambda first, second: with_extension(
+        second, Extension.CERTIFICATE_AUTHORITIES, b"\x00\x04\x00\x020\x00"
+    ),
+    "other certificate schemes": lambda first, second: with_extension(
+        second, Extension.SIGNATURE_ALGORITHMS_CERT, b"\x00\x02\x04\x03"
+    ),
 }
 
 
@@ -288,6 +304,19 @@ def test_second_client_hello(what):
     second = SECOND[what](parse_client_hello(first), parse_client_hello(data[11:]))
     fault = fault_of(server.receive, plain_record(serialize_client_hello(second)))
     assert fault.alert == Alert.ILLEGAL_PARAMETER
+
+
+def test_second_client_hello_may_differ_in_what_is_not_recognised():
+    first, client = client_hello(groups=(NamedGroup.X25519, NamedGroup.SECP256R1))
+    server = start(first, server_config(groups=(NamedGroup.SECP256R1,)))
+    client.receive(server.data_to_send())
+    second = parse_client_hello(client.data_to_send()[11:])
+    padding = 21  # RFC 7685; RFC 8446 §4.1.2 names it
+    for code in (padding, 0x7777):
+        second = with_extension(second, code, b"\x00" * 7)
+    order = dict(reversed(second.extensions.items()))
+    server.receive(plain_record(serialize_client_hello(second._replace(extensions=order))))
+    assert server.sign_request is not None
 
 
 # --- names of faults

@@ -31,6 +31,9 @@ from kdaemon.tls.tickets import TicketKey, TicketKeys
 KEY_KINDS = ("p256", "p384", "ed25519", "rsa")
 
 
+_NO = (False, False, False, False)  # content commitment, key and data encipherment, key agreement
+
+
 def make_key(kind: str) -> CertificateIssuerPrivateKeyTypes:
     """A fresh private key."""
     if kind == "p256":
@@ -71,6 +74,8 @@ def issue(
     names: Iterable[str] = (),
     usage: x509.ObjectIdentifier | None = None,
     valid_days: tuple[float, float] = (-1, 30),
+    key_usage: x509.KeyUsage | None = None,
+    constraints: x509.NameConstraints | None = None,
 ) -> Identity:
     """Makes a certificate; names that parse as addresses become IP SANs."""
     now = datetime.datetime.now(datetime.UTC)
@@ -93,12 +98,14 @@ def issue(
         .add_extension(x509.BasicConstraints(ca=is_ca, path_length=None), critical=True)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), critical=False)
-        .add_extension(x509.KeyUsage(not is_ca, False, False, False, False, is_ca, is_ca, False, False), critical=True)
+        .add_extension(key_usage or x509.KeyUsage(not is_ca, *_NO, is_ca, is_ca, False, False), critical=True)
     )
     if alternatives:
         builder = builder.add_extension(x509.SubjectAlternativeName(alternatives), critical=False)
     if usage is not None:
         builder = builder.add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
+    if constraints is not None:
+        builder = builder.add_extension(constraints, critical=True)
     hash_ = None if isinstance(signer, ed25519.Ed25519PrivateKey) else hashes.SHA256()
     certificate = builder.sign(signer, hash_)
     return Identity(key, certificate, issuer.certificate if issuer else certificate)

@@ -223,8 +223,23 @@ def test_key_update_without_rekey_is_an_orderly_end(layer: str) -> None:
     running.stop()
 
 
+def adopted(running: RunningEngine) -> tuple[RecordPeer, int]:
+    """A connection in the client role."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        ours = socket.create_connection(listening.getsockname(), timeout=10)
+        theirs, _ = listening.accept()
+    theirs.settimeout(10)
+    running.engine.adopt(ours.detach(), 1)
+    running.engine.flush()
+    conn = running.event(e.EVENT_CONNECTED)[1]
+    running.engine.install(conn, **install_arguments())
+    running.engine.flush()
+    running.event(e.EVENT_INSTALLED, conn)
+    return RecordPeer(theirs), conn
+
+
 def test_handshake_messages_go_up_whole(running: RunningEngine) -> None:
-    peer, conn = established(running)
+    peer, conn = adopted(running)
     message = b"\x04\x00\x00\x0a0123456789"
     peer.send(message[:3], 22)
     peer.send(message[3:9], 22)
@@ -233,6 +248,30 @@ def test_handshake_messages_go_up_whole(running: RunningEngine) -> None:
     peer.send(message[:3], 22)
     peer.send(b"data between the pieces")
     assert peer.receive_to_end()[-1] == (21, b"\x02\x0a")
+    peer.sock.close()
+
+
+@pytest.mark.parametrize(
+    ("client_role", "header"),
+    [
+        (False, b"\x04\x00\x00\x0a"),
+        (False, b"\x0b\x00\x10\x00"),
+        (True, b"\x01\x00\x00\x80"),
+        (True, b"\x04\x02\x01\x0a"),
+        (True, b"\x18\x00\x00\x09"),
+    ],
+    ids=["ticket for a server", "certificate", "hello", "ticket too long", "key update too long"],
+)
+def test_a_message_that_is_refused_goes_up_with_its_header(
+    running: RunningEngine, client_role: bool, header: bytes
+) -> None:
+    """Nothing of its body is kept: the control thread judges it at once."""
+    peer, conn = adopted(running) if client_role else established(running)
+    peer.send(header[:2], 22)
+    peer.send(header[2:] + b"body", 22)
+    assert running.event(e.EVENT_CONTROL_RECORD, conn)[2:4] == (22, header + b"body")
+    running.engine.close(conn)
+    running.engine.flush()
     peer.sock.close()
 
 

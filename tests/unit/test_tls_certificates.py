@@ -5,6 +5,10 @@ import time
 from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "pair"))
@@ -86,6 +90,82 @@ def test_issuer_is_no_authority():
 def test_for_another_use():
     with pytest.raises(errors.UnsupportedCertificate):
         verify(leaf(usage=ExtendedKeyUsageOID.CLIENT_AUTH))
+
+
+@pytest.mark.parametrize(
+    ("usage", "fault"),
+    [
+        (x509.KeyUsage(True, False, True, False, False, False, False, False, False), None),
+        (x509.KeyUsage(False, False, True, False, False, False, False, False, False), errors.UnsupportedCertificate),
+        (x509.KeyUsage(False, False, False, False, True, False, False, False, False), errors.UnsupportedCertificate),
+        (x509.KeyUsage(True, False, False, False, False, True, False, False, False), errors.BadCertificate),
+    ],
+    ids=["signature and encipherment", "encipherment", "agreement", "signature and certificates"],
+)
+def test_key_usage(usage, fault):
+    """RFC 8446 §4.4.2.2: the digitalSignature bit, if there is a Key Usage at all."""
+    identity = leaf(key_usage=usage)
+    if fault is None:
+        verify(identity)
+        tls_pair.trust().verify_client([identity.der], time.time())
+        return
+    with pytest.raises(fault):
+        verify(identity)
+    with pytest.raises(fault):
+        tls_pair.trust().verify_client([identity.der], time.time())
+    if fault is errors.UnsupportedCertificate:  # one that is trusted as it is may say what it wants
+        verify(identity, store=TrustStore([identity.certificate]))
+
+
+def test_rsa_key_too_short():
+    key = rsa.generate_private_key(public_exponent=65537, key_size=1024)
+    with pytest.raises(errors.InsufficientSecurity):
+        verify(issue("localhost", key, tls_pair.authority(), names=("localhost",)))
+
+
+SHA256_WITH_RSA, SHA1_WITH_RSA, MD5_WITH_RSA = (
+    bytes.fromhex("06092a864886f70d0101") + last for last in (b"\x0b", b"\x05", b"\x04")
+)
+
+
+@pytest.mark.parametrize("algorithm", [SHA1_WITH_RSA, MD5_WITH_RSA], ids=["SHA-1", "MD5"])
+def test_weak_signature(algorithm):
+    """RFC 8446 §4.4.2.4: bad_certificate. Self-signatures are nobody's business."""
+    authority = issue("RSA CA", make_key("rsa"), is_ca=True)
+    der = leaf(authority).der.replace(SHA256_WITH_RSA, algorithm)
+    with pytest.raises(errors.BadCertificate, match="too weak"):
+        TrustStore([authority.certificate]).verify_server([der], "localhost", time.time())
+
+
+def test_name_constraints():
+    def chain(permitted, name):
+        constraints = x509.NameConstraints([x509.DNSName(permitted)], None)
+        ca = issue("constrained", make_key("p256"), tls_pair.authority(), is_ca=True, constraints=constraints)
+        return leaf(ca, names=(name,)), ca
+
+    verify(*chain("example.org", "www.example.org"), name="www.example.org")
+    with pytest.raises(errors.BadCertificate):
+        verify(*chain("example.org", "localhost"))
+
+
+def test_unrecognised_extensions():
+    certificate = leaf().certificate
+    for critical, fault in ((False, None), (True, errors.UnsupportedCertificate)):
+        builder = x509.CertificateBuilder(
+            issuer_name=certificate.issuer,
+            subject_name=certificate.subject,
+            public_key=certificate.public_key(),
+            serial_number=certificate.serial_number,
+            not_valid_before=certificate.not_valid_before_utc,
+            not_valid_after=certificate.not_valid_after_utc,
+            extensions=list(certificate.extensions),
+        ).add_extension(x509.UnrecognizedExtension(x509.ObjectIdentifier("1.3.6.1.4.1.55555.1"), b"\x05\x00"), critical)
+        der = builder.sign(tls_pair.authority().key, hashes.SHA256()).public_bytes(Encoding.DER)
+        if fault is None:
+            tls_pair.trust().verify_server([der], "localhost", time.time())
+        else:
+            with pytest.raises(fault):
+                tls_pair.trust().verify_server([der], "localhost", time.time())
 
 
 def test_garbage():

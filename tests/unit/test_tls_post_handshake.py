@@ -105,6 +105,13 @@ def test_tickets_at_the_client():
     assert first.obfuscated_age(1002.5) == 2507
 
 
+def test_early_data_in_a_ticket():
+    message = serialize_new_session_ticket(TICKET._replace(extensions={42: b"\x00\x00\x40\x00", 0x7777: b"unknown"}))
+    assert len(handle(message, role=Role.CLIENT).tickets) == 1
+    message = serialize_new_session_ticket(TICKET._replace(extensions={42: b"\x00\x00\x40"}))
+    assert handle(message, role=Role.CLIENT).alert == b"\x02\x32"
+
+
 def test_ticket_lifetimes():
     def kept(lifetime_s):
         message = serialize_new_session_ticket(TICKET._replace(lifetime_s=lifetime_s))
