@@ -18,7 +18,8 @@ class Harness:
         """Mutated submissions through a client of its own, in the calling thread (not while run() runs).
 
         rewrite: another thread alters submissions, parameters and indices meanwhile. Raises AssertionError when an
-        invariant breaks. Returns counts: entries, accepted, rejected, cut_off, results by errno.
+        invariant breaks. Returns counts: entries, accepted (and run: not answered EINVAL, EBUSY, EBADF, EMFILE), rejected (at validation), cut_off,
+        clients, results by errno, succeeded by opcode.
         """
 def fetch_alters() -> bool:
     """Whether this build alters each shared entry right after its single fetch (KDAEMON_CLIENT_ALTER_FETCHED)."""

@@ -1,23 +1,28 @@
-"""The client service in one process: a loop to run it, and a fuzzing client that knows the protocol and breaks it.
+"""The client service in one process: a loop to run it, and a fuzzing client beside an honest one.
 
-The fuzzer writes straight into the shared memory of a client of its own, as a hostile program would, and checks from the daemon's
-private counters that every submission has one completion, that a second client's memory stays as it was, and that nothing leaks.
+The fuzzing client (client_fuzzer) sees only the memory it shares; here the daemon's private counters are checked: every submission has one
+completion, no turn goes on for ever, nothing leaks. After each of its batches but a few the honest client echoes secret bytes, and then
+all of its memory must be what it wrote or asked for, and none of its bytes may be anywhere in the hostile client's memory.
 """
 
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
-from libc.string cimport memset
+from libc.stdlib cimport free, malloc
+from libc.string cimport memcmp, memcpy, memset
+from posix.mman cimport MAP_FAILED, MAP_SHARED, PROT_READ, PROT_WRITE, mmap, munmap
 
 from kdaemon_pyx.client_abi cimport (
-    CLIENT_ACCEPT, CLIENT_ADOPT, CLIENT_BARRIER, CLIENT_CANCEL, CLIENT_CLOSE, CLIENT_CONNECT, CLIENT_EXPORT, CLIENT_INFO,
-    CLIENT_LISTEN, CLIENT_NOP, CLIENT_OPCODE_COUNT, CLIENT_OPEN, CLIENT_READ, CLIENT_SHUTDOWN, CLIENT_START_TLS,
-    CLIENT_WRITE, client_completion, client_parameters, client_publish, client_relax, client_submission,
+    CLIENT_OPCODE_COUNT, CLIENT_OPEN, CLIENT_READ, CLIENT_WRITE, client_observe, client_publish, client_relax,
+    client_submission,
 )
 from kdaemon_pyx.client_admission cimport Clients
+from kdaemon_pyx.client_fuzzer cimport (
+    FUZZER_RESULTS, Fuzzer, fuzzer_attach, fuzzer_break_index, fuzzer_draw, fuzzer_post, fuzzer_reap, fuzzer_rewrite,
+)
 from kdaemon_pyx.client_loopback cimport client_loopback_backend, client_loopback_connections, client_loopback_control
 from kdaemon_pyx.client_service cimport (
     client_service_detach_all, client_service_is_empty, client_service_prepare_sleep, client_service_turn, client_service_wake,
 )
-from kdaemon_pyx.client_types cimport CLIENT_ATTACHED, OPERATION_FREE, Client, ClientService
+from kdaemon_pyx.client_types cimport CLIENT_ATTACHED, Client, ClientService
 
 import os
 import threading
@@ -25,6 +30,9 @@ import threading
 
 cdef extern from "client_fetch.h" nogil:
     bint client_fetch_alters() noexcept
+
+cdef extern from "string.h" nogil:
+    void* memmem(const void* haystack, size_t haystack_length, const void* needle, size_t needle_length)
 
 cdef extern from "poll.h" nogil:
     struct pollfd:
@@ -44,10 +52,23 @@ cdef extern from "time.h" nogil:
         CLOCK_MONOTONIC
 
 cdef enum:
-    HANDLES = 8
-    LISTENERS = 4
-    DOOMED = 64
-    RESULTS = 160
+    SLOTS = 64
+    ROUNDS = 5000                    # batches of one hostile client, unless it is cut off before
+    TURNS_MAX = 100000               # without any progress: that is a hang
+    WAITS_MAX = 2000                 # turns with all slots in flight
+    HONEST_EVERY = 16                # batches
+    HONEST_SIZE = 4096
+    SECRET_SIZE = 16
+
+BROKEN = {
+    -1: "a completion tail ahead of the ring",
+    -2: "a completion that can not be",
+    -3: "submissions are not completions plus what is in flight",
+    -4: "the service does not get on",
+    -5: "another client's operation failed",
+    -6: "another client's memory was altered",
+    -7: "another client's bytes are in the hostile one's memory",
+}
 
 
 def fetch_alters() -> bool:
@@ -60,152 +81,85 @@ cdef uint64_t monotonic_ns() noexcept nogil:
     return <uint64_t> now.tv_sec * 1000000000 + <uint64_t> now.tv_nsec
 
 
-cdef struct Fuzzer:
-    uint64_t state
-    uint64_t entries
-    uint64_t cut_off
-    uint64_t user_data
-    uint64_t[HANDLES] handles        # of connections, seen in completions; many of them are stale by now
-    uint64_t[LISTENERS] listeners
-    uint64_t[LISTENERS] plain
-    uint64_t[DOOMED] doomed          # pushed out of the lists above: to be closed, so that the limit does not refuse all else
-    uint32_t doomed_count
-    uint32_t handle_next
-    uint32_t slot_next
-    uint32_t completion_head
-    uint32_t submission_tail
-    uint64_t[RESULTS] results        # by errno
-    uint64_t[CLIENT_OPCODE_COUNT] succeeded
-    uint8_t* opcodes                 # of the last operation posted in each slot
+# A client that keeps to the protocol, over its shared memory alone, and remembers all of it.
+cdef struct Honest:
+    uint8_t* memory
+    uint64_t memory_size
+    uint8_t* shadow                  # what the memory must be
+    Client* client
+    uint64_t connection
+    uint32_t tail
+    uint8_t[SECRET_SIZE] secret
 
 
-cdef uint64_t draw(Fuzzer* fuzzer) noexcept nogil:
-    # xorshift64*: fast and good enough to choose mutations
-    cdef uint64_t state = fuzzer.state
-    state ^= state >> <uint64_t> 12
-    state ^= state << <uint64_t> 25
-    state ^= state >> <uint64_t> 27
-    fuzzer.state = state
-    return state * <uint64_t> 2685821657736338717
-
-
-cdef void fill(Fuzzer* fuzzer, Client* client, client_submission* submission) noexcept nogil:
-    """A submission that makes sense, then, in every second one, something that does not."""
-    cdef uint64_t dice = draw(fuzzer)
-    cdef uint8_t[32] menu = [
-        CLIENT_READ, CLIENT_READ, CLIENT_READ, CLIENT_READ, CLIENT_WRITE, CLIENT_WRITE, CLIENT_WRITE, CLIENT_WRITE, CLIENT_NOP, CLIENT_NOP,
-        CLIENT_BARRIER, CLIENT_BARRIER, CLIENT_CANCEL, CLIENT_NOP, CLIENT_OPEN, CLIENT_OPEN, CLIENT_CONNECT, CLIENT_START_TLS,
-        CLIENT_LISTEN, CLIENT_ACCEPT, CLIENT_ACCEPT, CLIENT_SHUTDOWN, CLIENT_CLOSE, CLIENT_CLOSE, CLIENT_INFO, CLIENT_ADOPT, CLIENT_EXPORT,
-        CLIENT_WRITE, CLIENT_READ, CLIENT_CLOSE, CLIENT_NOP, CLIENT_CANCEL,
-    ]
-    cdef client_parameters* parameters
-    cdef uint8_t* byte
-    cdef uint8_t opcode = menu[dice & 31]
-    cdef uint32_t which
+cdef int64_t honest_run(Honest* honest, ClientService* service, uint8_t opcode, uint64_t offset, uint32_t length) noexcept nogil:
+    """One operation from its posting to its end; its result."""
+    cdef Client* client = honest.client
+    cdef client_submission* submission = &client.submissions[honest.tail & (client.submission_entries - 1)]
+    cdef uint8_t* completion
+    cdef int64_t result
     cdef int _
     memset(submission, 0, sizeof(client_submission))
-    for _ in range(client.slot_count):
-        fuzzer.slot_next = (fuzzer.slot_next + 1) % client.slot_count
-        if client.operations[fuzzer.slot_next].state == OPERATION_FREE:
-            break
-    fuzzer.user_data += 1
     submission.opcode = opcode
-    submission.slot = fuzzer.slot_next
-    submission.user_data = fuzzer.user_data
-    if not (opcode == CLIENT_CANCEL or opcode == CLIENT_OPEN or opcode == CLIENT_CONNECT or opcode == CLIENT_LISTEN
-            or opcode == CLIENT_ADOPT or (opcode <= CLIENT_BARRIER and dice & 32)):
-        if opcode == CLIENT_ACCEPT or (opcode == CLIENT_CLOSE and dice & 128):
-            submission.handle = fuzzer.listeners[(dice >> 8) % LISTENERS]
-        elif opcode == CLIENT_START_TLS:
-            submission.handle = fuzzer.plain[(dice >> 8) % LISTENERS]
-        else:
-            submission.handle = fuzzer.handles[(dice >> 8) % HANDLES]
-        if submission.handle == 0 and opcode > CLIENT_BARRIER:
-            opcode = submission.opcode = CLIENT_LISTEN if opcode == CLIENT_ACCEPT else CLIENT_OPEN
-        elif opcode == CLIENT_CLOSE:
-            for which in range(HANDLES):
-                if fuzzer.handles[which] == submission.handle and dice & 15:
-                    fuzzer.handles[which] = 0
-    if fuzzer.doomed_count and (dice >> 60) % 2:
-        fuzzer.doomed_count -= 1
-        opcode = submission.opcode = CLIENT_CLOSE
-        submission.handle = fuzzer.doomed[fuzzer.doomed_count]
-    if opcode == CLIENT_READ or opcode == CLIENT_WRITE or opcode == CLIENT_INFO or (opcode == CLIENT_OPEN and dice & 64):
-        submission.length = <uint32_t> (1 + (dice >> 16) % 20000)
-        submission.offset = (dice >> 32) % (client.arena_size - submission.length + 1)
-    if opcode == CLIENT_SHUTDOWN:
-        submission.argument = (dice >> 16) & 1
-    if opcode == CLIENT_CANCEL:
-        submission.target_slot = (dice >> 16) % client.slot_count
-        submission.target_user_data = fuzzer.user_data - (submission.slot - submission.target_slot) % client.slot_count
-    elif opcode == CLIENT_READ or opcode == CLIENT_ACCEPT or opcode == CLIENT_OPEN or (dice >> 40) % 8 == 0:
-        submission.timeout_ns = 1 + (dice >> 43) % 200000
-    if opcode == CLIENT_OPEN or opcode == CLIENT_CONNECT or opcode == CLIENT_LISTEN or opcode == CLIENT_START_TLS:
-        parameters = &client.slots[submission.slot]
-        memset(parameters, 0, sizeof(client_parameters))
-        parameters.port = <unsigned short> (1 + (dice >> 20) % 1000)
-        parameters.host_length = 9
-        parameters.alpn_length = 9
-        parameters.alpn[0] = 8
-        if (dice >> 50) % 8 == 0:
-            byte = <uint8_t*> parameters + draw(fuzzer) % sizeof(client_parameters)
-            byte[0] = byte[0] ^ <uint8_t> (<uint32_t> 1 << (dice & 7))
-    if opcode < CLIENT_OPCODE_COUNT and submission.slot < client.slot_count:
-        fuzzer.opcodes[submission.slot] = opcode
-    if (dice >> 52) % 8 > 2:
-        return
-    for _ in range(1 + <int> ((dice >> 61) % 2)):
-        dice = draw(fuzzer)
-        if dice & 3 == 0:
-            (<uint8_t*> submission)[(dice >> 2) % sizeof(client_submission)] = <uint8_t> (dice >> 16)
-        elif dice & 3 == 1:
-            byte = <uint8_t*> submission + (dice >> 2) % sizeof(client_submission)
-            byte[0] = byte[0] ^ <uint8_t> (<uint32_t> 1 << ((dice >> 16) & 7))
-        elif dice & 3 == 2:
-            (<uint32_t*> submission)[(dice >> 2) % 16] = <uint32_t> (dice >> 16) | <uint32_t> 0xff000000
-        else:
-            (<uint64_t*> submission)[(dice >> 2) % 8] = draw(fuzzer) >> (dice >> 58)
+    submission.handle = honest.connection
+    submission.user_data = honest.tail
+    submission.offset = offset
+    submission.length = length
+    memcpy(honest.shadow + (<uint8_t*> submission - honest.memory), submission, sizeof(client_submission))
+    honest.tail += 1
+    client_publish(&client.header.submission_tail, honest.tail)
+    for _ in range(TURNS_MAX):
+        client_service_turn(service)
+        client_loopback_control(service)
+        if client_observe(&client.header.completion_tail) == honest.tail:
+            break
+    else:
+        return -1
+    completion = <uint8_t*> &client.completions[(honest.tail - 1) & (client.completion_entries - 1)]
+    if (<uint64_t*> completion)[0] != honest.tail - 1:
+        return -1
+    result = (<int64_t*> completion)[1]
+    memcpy(honest.shadow + (completion - honest.memory), completion, sizeof(client.completions[0]))
+    client_publish(&client.header.completion_head, honest.tail)
+    return result
 
 
-cdef void remember(Fuzzer* fuzzer, uint64_t* place, uint64_t handle) noexcept nogil:
-    if place[0] and fuzzer.doomed_count < DOOMED:
-        fuzzer.doomed[fuzzer.doomed_count] = place[0]
-        fuzzer.doomed_count += 1
-    place[0] = handle
+cdef int honest_open(Honest* honest, ClientService* service) noexcept nogil:
+    cdef Client* client = honest.client
+    client.slots[0].port = 2
+    client.slots[0].host_length = 1
+    memcpy(honest.shadow, honest.memory, honest.memory_size)
+    honest.connection = 0
+    honest.connection = <uint64_t> honest_run(honest, service, CLIENT_OPEN, 0, 0)
+    return 0 if <int64_t> honest.connection > 0 else -5
 
 
-cdef int reap(Fuzzer* fuzzer, Client* client, bint trusted) noexcept nogil:
-    cdef uint32_t tail = client.completion_tail
-    cdef client_completion* completion
-    cdef int64_t result
-    cdef uint8_t opcode
-    while fuzzer.completion_head != tail:
-        completion = &client.completions[fuzzer.completion_head & (client.completion_entries - 1)]
-        result = completion.result
-        if result >> 32 > 0:
-            fuzzer.handle_next += 1
-            opcode = fuzzer.opcodes[completion.slot & 63]
-            if opcode == CLIENT_LISTEN:
-                remember(fuzzer, &fuzzer.listeners[fuzzer.handle_next % LISTENERS], result)
-            elif opcode == CLIENT_CONNECT:
-                remember(fuzzer, &fuzzer.plain[fuzzer.handle_next % LISTENERS], result)
-            else:
-                remember(fuzzer, &fuzzer.handles[fuzzer.handle_next % HANDLES], result)
-        if result < 0:
-            result = -result
-            if result < RESULTS:
-                fuzzer.results[result] = fuzzer.results[result] + 1
-            elif trusted:
-                return -1
-        else:
-            fuzzer.results[0] = fuzzer.results[0] + 1
-            if completion.slot < client.slot_count:
-                opcode = fuzzer.opcodes[completion.slot]
-                fuzzer.succeeded[opcode] = fuzzer.succeeded[opcode] + 1
-        if trusted and completion.reserved:
-            return -2
-        fuzzer.completion_head += 1
-    return 0
+cdef int honest_check(Honest* honest, ClientService* service, uint64_t dice) noexcept nogil:
+    """Secret bytes go through its connection and come back elsewhere; everything else of its memory is as it was."""
+    cdef Client* client = honest.client
+    cdef uint8_t* arena = honest.shadow + (client.arena - honest.memory)
+    cdef uint32_t length = <uint32_t> (1 + dice % HONEST_SIZE)
+    cdef uint64_t there = HONEST_SIZE + (dice >> 16) % (client.arena_size - 2 * HONEST_SIZE)
+    cdef uint64_t header = sizeof(uint64_t) * 8
+    cdef uint32_t i
+    for i in range(length):
+        arena[i] = honest.secret[i % SECRET_SIZE] ^ <uint8_t> (i // SECRET_SIZE)
+    memcpy(client.arena, arena, length)
+    memcpy(arena + there, arena, length)
+    if honest_run(honest, service, CLIENT_WRITE, 0, length) != length or honest_run(honest, service, CLIENT_READ, there, length) != length:
+        return -5
+    if memcmp(honest.memory, honest.shadow, header) != 0:
+        return -6
+    header = <uint64_t> (<uint8_t*> client.submissions - honest.memory)
+    return -6 if memcmp(honest.memory + header, honest.shadow + header, honest.memory_size - header) != 0 else 0
+
+
+cdef uint32_t bindings_in_use(ClientService* service) noexcept nogil:
+    cdef uint32_t i
+    cdef uint32_t count = 0
+    for i in range(service.bindings_used):
+        count += service.bindings[i].used
+    return count
 
 
 cdef class Harness:
@@ -213,8 +167,8 @@ cdef class Harness:
     cdef uint64_t spin_ns
     cdef bint stopping
     cdef bint rewriting
-    cdef uint64_t rewrites           # counts the rewriter's looks at `victim`
-    cdef Client* victim
+    cdef uint64_t looks              # counts the rewriter's looks at `victim`
+    cdef Fuzzer* victim
 
     def __init__(self, *, clients_max: int = 64, spin_ns: int = 20000) -> None:
         self.clients = Clients(clients_max=clients_max)
@@ -269,150 +223,164 @@ cdef class Harness:
                 client_loopback_control(service)
 
     def _rewrite(self, seed: int) -> None:
-        """What a hostile second thread does: alters entries, parameters and indices while the daemon reads them."""
-        cdef Fuzzer fuzzer
-        cdef Client* client
-        cdef uint64_t dice
-        cdef uint8_t* byte
+        """The hostile program's second thread."""
+        cdef uint64_t state = seed * 2 + 1
+        cdef Fuzzer* fuzzer
         cdef int _
-        memset(&fuzzer, 0, sizeof(fuzzer))
-        fuzzer.state = seed * 2 + 1
         with nogil:
             while self.rewriting:
-                self.rewrites += 1
-                client = self.victim
-                if client == NULL:
+                self.looks += 1
+                fuzzer = self.victim
+                if fuzzer != NULL:
+                    fuzzer_rewrite(fuzzer, &state)
+                for _ in range(32):
                     client_relax()
-                    continue
-                dice = draw(&fuzzer)
-                for _ in range(64):
-                    client_relax()
-                if dice & 1:
-                    byte = <uint8_t*> client.submissions + (dice >> 8) % (client.submission_entries * sizeof(client_submission))
-                else:
-                    byte = <uint8_t*> client.slots + (dice >> 8) % (client.slot_count * sizeof(client_parameters))
-                byte[0] = byte[0] ^ <uint8_t> (dice >> 1)
+
+    def _pause_rewriter(self) -> None:
+        self.victim = NULL
+        looks = self.looks
+        while self.rewriting and self.looks < looks + 2:     # until it has surely seen that its victim is gone
+            threading.Event().wait(0.0001)
 
     def fuzz(self, entries: int, seed: int, *, rewrite: bool = False) -> dict[str, object]:
         cdef Fuzzer fuzzer
+        cdef Honest honest
         cdef uint64_t wanted = entries
-        cdef uint64_t submissions = 0
         cdef uint64_t rejected = 0
         cdef uint32_t i
-        cdef Client* client
+        cdef uint32_t index
+        cdef void* memory
+        cdef size_t memory_size
         cdef ClientService* service = self.clients.service
         cdef int broken = 0
-        cdef uint8_t[64] opcodes
+        cdef int clients = 0
+        cdef uint64_t cut_off = 0
         memset(&fuzzer, 0, sizeof(fuzzer))
         fuzzer.state = seed * 2 + 1
-        fuzzer.opcodes = opcodes
-        bystander = self._attach(16)
-        cdef Client* other = service.clients[<uint32_t> (bystander[0] & 0xffffffff)]
-        memset(other.arena, 0x5a, other.arena_size)
+        fuzzer.timeout_max_ns = 20000
+        honest_client = self._attach(16, 1 << 16)
+        os.close(honest_client[1])
+        memset(&honest, 0, sizeof(honest))
+        honest.client = service.clients[<uint32_t> (honest_client[0] & 0xffffffff)]
+        honest.memory = honest.client.memory
+        honest.memory_size = honest.client.memory_size
+        honest.shadow = <uint8_t*> malloc(honest.memory_size)
+        if honest.shadow == NULL:
+            raise MemoryError
+        for i in range(SECRET_SIZE):
+            honest.secret[i] = <uint8_t> (fuzzer_draw(&fuzzer) >> 40)
+        descriptors = len(os.listdir("/proc/self/fd"))
         self.rewriting = rewrite
         thread = threading.Thread(target=self._rewrite, args=(seed,)) if rewrite else None
         if thread:
             thread.start()
         try:
-            while fuzzer.entries < wanted:
-                identity, doorbell = self._attach(64)
-                client = service.clients[<uint32_t> (identity & 0xffffffff)]
-                fuzzer.completion_head = fuzzer.submission_tail = 0
-                memset(fuzzer.handles, 0, sizeof(fuzzer.handles))
-                memset(fuzzer.listeners, 0, sizeof(fuzzer.listeners))
-                memset(fuzzer.plain, 0, sizeof(fuzzer.plain))
-                fuzzer.doomed_count = 0
-                memset(fuzzer.opcodes, 0, 64)
-                self.victim = client
+            with nogil:
+                broken = honest_open(&honest, service)
+            while broken == 0 and fuzzer.entries < wanted:
+                clients += 1
+                identity, memory_fd, doorbell, memory_size = self._attach(SLOTS, 2 << 20 if clients % 8 == 0 else 1 << 17)
+                index = <uint32_t> (identity & 0xffffffff)
+                memory = mmap(NULL, memory_size, PROT_READ | PROT_WRITE, MAP_SHARED, memory_fd, 0)
+                os.close(memory_fd)
+                if memory == MAP_FAILED:
+                    raise MemoryError
+                fuzzer_attach(&fuzzer, <uint8_t*> memory)
+                self.victim = &fuzzer
                 with nogil:
-                    broken = run_rounds(&fuzzer, service, client, wanted, not rewrite, &submissions, &rejected)
-                self.victim = NULL
-                looks = self.rewrites
-                while rewrite and self.rewrites < looks + 2:     # until the rewriter has surely seen that its victim is gone
-                    threading.Event().wait(0.001)
+                    broken = run_rounds(&fuzzer, &honest, service, index, wanted, &rejected, &cut_off)
+                    if broken == 0 and memmem(memory, memory_size, honest.secret, SECRET_SIZE) != NULL:
+                        broken = -7
+                self._pause_rewriter()
+                munmap(memory, memory_size)
                 os.close(doorbell)
-                if broken < 0:
-                    raise AssertionError(f"invariant {-broken} of the client service broke")
                 self.clients.detach(identity)
-                while service.clients[<uint32_t> (identity & 0xffffffff)] != NULL:
+                for _ in range(10):
                     self.turn()
                 self.clients.events()
-                if self.connections():
-                    raise AssertionError(f"{self.connections()} connections of a detached client are left")
-            for i in range(other.arena_size):
-                if other.arena[i] != 0x5a:
-                    raise AssertionError("another client's arena was written")
+                if broken == 0:
+                    with nogil:
+                        broken = honest_check(&honest, service, fuzzer_draw(&fuzzer))
+                left = {"connections": self.connections() - 1, "tokens": bindings_in_use(service), "clients": len(self.clients.status()) - 1,
+                        "descriptors": len(os.listdir("/proc/self/fd")) - descriptors}
+                if any(left.values()):
+                    raise AssertionError(f"of a detached client are left: {left}")
+            if broken < 0:
+                raise AssertionError(f"entry {fuzzer.entries}, seed {seed}: {BROKEN[broken]}")
         finally:
             self.rewriting = False
             self.victim = NULL
             if thread:
                 thread.join()
-            os.close(bystander[1])
-            self.clients.detach(bystander[0])
-            self.turn()
-            self.turn()
+            free(honest.shadow)
+            os.close(honest_client[2])
+            self.clients.detach(honest_client[0])
+            for _ in range(3):
+                self.turn()
             self.clients.events()
-        results = {os.strerror(i) if i else "success": fuzzer.results[i] for i in range(RESULTS) if fuzzer.results[i]}
-        return {"entries": submissions, "rejected": rejected, "accepted": submissions - rejected, "cut_off": fuzzer.cut_off,
-                "results": results, "succeeded": [fuzzer.succeeded[i] for i in range(CLIENT_OPCODE_COUNT)]}
+        if self.connections() or self.clients.status():
+            raise AssertionError("connections or clients are left")
+        results = {os.strerror(i) if i else "success": fuzzer.results[i] for i in range(FUZZER_RESULTS) if fuzzer.results[i]}
+        return {"entries": fuzzer.completed, "accepted": fuzzer.completed - fuzzer.refused, "rejected": rejected, "cut_off": cut_off,
+                "clients": clients, "results": results, "succeeded": [fuzzer.succeeded[i] for i in range(CLIENT_OPCODE_COUNT)]}
 
-    def _attach(self, int slots):
-        identity, memory_fd, doorbell, _ = self.clients.attach(
-            submission_entries=slots, completion_entries=slots, slot_count=slots, arena_size=1 << 17, connections_max=100)
-        os.close(memory_fd)
+    def _attach(self, int slots, arena_size: int):
+        attached = self.clients.attach(
+            submission_entries=slots, completion_entries=slots, slot_count=slots, arena_size=arena_size, connections_max=100)
         self.turn()
-        return identity, doorbell
+        return attached
 
 
-cdef int run_rounds(Fuzzer* fuzzer, ClientService* service, Client* client, uint64_t wanted, bint trusted,
-                    uint64_t* submissions, uint64_t* rejected) noexcept nogil:
-    cdef client_submission submission    # private: the rewriter alters what is shared
-    cdef uint32_t count
-    cdef int _
+# 0: this client has ended, or is to end: it was cut off, or everything hangs, or it had its share.
+cdef int run_rounds(
+    Fuzzer* fuzzer, Honest* honest, ClientService* service, uint32_t index, uint64_t wanted, uint64_t* rejected, uint64_t* cut_off,
+) noexcept nogil:
+    cdef Client* client = service.clients[index]
+    cdef uint64_t before = 0
     cdef uint64_t dice
-    cdef uint32_t index = client.index
-    cdef uint64_t seen_submissions = 0
-    cdef uint64_t seen_rejected = 0
-    for _ in range(20000):
+    cdef uint32_t head
+    cdef int round_
+    cdef int idle
+    cdef int waited = 0
+    cdef int error = 0
+    for round_ in range(ROUNDS):
         if fuzzer.entries >= wanted:
             break
-        dice = draw(fuzzer)
-        count = <uint32_t> dice % 48
-        for _ in range(<int> count):
-            fill(fuzzer, client, &submission)
-            client.submissions[fuzzer.submission_tail & (client.submission_entries - 1)] = submission
-            fuzzer.submission_tail += 1
-        fuzzer.entries += count
-        client_publish(&client.header.submission_tail, fuzzer.submission_tail)
+        dice = fuzzer_draw(fuzzer)
+        waited = 0 if fuzzer_post(fuzzer, 1 + <uint32_t> dice % 48) else waited + 1
+        if waited > WAITS_MAX:
+            return 0                 # everything hangs: what has no deadline and nobody to answer it
         if (dice >> 32) % 8192 == 0:
-            # Break an index: the daemon must cut this client off.
-            fuzzer.cut_off += 1
-            if dice >> 63:
-                client_publish(&client.header.submission_tail, <uint32_t> (dice >> 3) | <uint32_t> 0x40000000)
-            else:
-                client_publish(&client.header.completion_head, <uint32_t> (dice >> 3) | <uint32_t> 0x40000000)
-                client_publish(&client.header.submission_tail, fuzzer.submission_tail + 1)
-        while True:
+            fuzzer_break_index(fuzzer)
+        idle = 0
+        while idle < TURNS_MAX:
+            head = client.submission_head
             client_service_turn(service)
             client_loopback_control(service)
             if service.clients[index] == NULL or client.state != CLIENT_ATTACHED:
-                submissions[0] += seen_submissions
-                rejected[0] += seen_rejected
+                cut_off[0] += 1
                 return 0
-            seen_submissions = client.counters.submissions
-            seen_rejected = client.counters.rejected
+            rejected[0] += client.counters.rejected - before
+            before = client.counters.rejected
             if client.counters.submissions != client.counters.completions + client.in_flight:
                 return -3
-            if reap(fuzzer, client, trusted) < 0:
-                return -4
-            client_publish(&client.header.completion_head, fuzzer.completion_head)
-            if client.submission_head == fuzzer.submission_tail:
+            error = fuzzer_reap(fuzzer)
+            if error < 0:
+                return error
+            if <int> (client.submission_head - fuzzer.submission_tail) >= 0:
                 break
-            if client.in_flight >= client.completion_entries:
-                # Every slot hangs (reads without data, cancelled by nobody): end this client.
-                submissions[0] += seen_submissions
-                rejected[0] += seen_rejected
+            idle = idle + 1 if client.submission_head == head else 0
+            if idle & 1023 == 1023:      # the rewriter may have taken the published index back
+                client_publish(&client.header.submission_tail, fuzzer.submission_tail)
+        else:
+            return -4
+        # The rewriter may have published entries that nobody wrote.
+        fuzzer.submission_tail = client.submission_head
+        if round_ % HONEST_EVERY == 0:
+            error = honest_check(honest, service, dice)
+            if error < 0:
+                return error
+            if service.clients[index] != client or client.state != CLIENT_ATTACHED:
+                cut_off[0] += 1      # by an index of the rewriter's
                 return 0
-    submissions[0] += seen_submissions
-    rejected[0] += seen_rejected
     return 0

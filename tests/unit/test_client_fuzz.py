@@ -1,6 +1,8 @@
-"""The client service against a fuzzing client (invariant 6); benchmarks/rings/fuzz runs the same for longer."""
+"""The client service against a fuzzing client beside an honest one; benchmarks/rings/fuzz.py runs it for longer."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import pytest
 from kdaemon_pyx import client_abi as abi
@@ -9,24 +11,22 @@ from kdaemon_pyx.client_harness import Harness
 ENTRIES = 1_000_000
 
 
-@pytest.mark.parametrize("seed", [1, 2, 3])
-def test_mutated_submissions(seed: int) -> None:
-    report = Harness().fuzz(ENTRIES, seed)
-    accepted, entries = report["accepted"], report["entries"]
-    assert isinstance(accepted, int)
-    assert isinstance(entries, int)
-    assert accepted >= 0.3 * entries
-    succeeded = report["succeeded"]
-    assert isinstance(succeeded, list)
-    never = {opcode for opcode, count in enumerate(succeeded) if not count} - {abi.EXPORT}
+def check(report: dict[str, Any]) -> None:
+    """What holds for every run: enough was run, of every kind, and refused, for every reason."""
+    assert report["entries"] >= 0.99 * ENTRIES
+    assert report["accepted"] >= 0.3 * report["entries"]
+    never = {opcode for opcode, count in enumerate(report["succeeded"]) if not count} - {abi.EXPORT}
     assert not never, f"no success of {[abi.OPCODE_NAMES[opcode] for opcode in never]}"
-    results = report["results"]
-    assert isinstance(results, dict)
-    assert {"Invalid argument", "Bad file descriptor", "Device or resource busy", "Operation canceled"} <= set(results)
+    refusals = {"Invalid argument", "Bad file descriptor", "Device or resource busy", "Too many open files"}
+    assert refusals | {"Operation canceled", "Connection timed out"} <= set(report["results"])
     assert report["cut_off"]
 
 
-def test_while_another_thread_rewrites_the_entries() -> None:
-    report = Harness().fuzz(ENTRIES // 5, 4, rewrite=True)
-    assert isinstance(report["entries"], int)
-    assert report["entries"] >= 0.9 * ENTRIES // 5
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_mutated_submissions(seed: int) -> None:
+    check(Harness().fuzz(ENTRIES, seed))
+
+
+@pytest.mark.parametrize("seed", [4, 5])
+def test_while_another_thread_rewrites_the_entries(seed: int) -> None:
+    check(Harness().fuzz(ENTRIES, seed, rewrite=True))
