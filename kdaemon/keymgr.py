@@ -193,6 +193,7 @@ def main(load: Callable[[Config], list[Credential]] = _load) -> int:
     """Entry point of the process; returns its exit status."""
     process.ignore_terminal_signals()
     process.set_name("kdaemon-keymgr")
+    process.sacrifice(process.SACRIFICE_KEYMGR)
     process.harden()
     supervisor = Channel.from_fd(3)
     try:

@@ -18,6 +18,10 @@ MCL_CURRENT = 1
 MCL_FUTURE = 2
 MCL_ONFAULT = 4
 
+OOM_SCORE_MAX = 1000
+SACRIFICE_WORKER = 500
+SACRIFICE_KEYMGR = 100
+
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -75,6 +79,19 @@ def change_user(name: str) -> None:
     os.initgroups(name, account.pw_gid)
     os.setresgid(account.pw_gid, account.pw_gid, account.pw_gid)
     os.setresuid(account.pw_uid, account.pw_uid, account.pw_uid)
+
+
+def sacrifice(points: int) -> None:
+    """When memory runs out the kernel kills this process, and what it forks, before those with fewer points.
+
+    A worker costs its connections, the zygote nothing, keymgr a delay, the supervisor everything. Call before harden(),
+    behind which only root may write the file (proc(5), oom_score_adj). Points are added: less would need privileges.
+    """
+    path = Path("/proc/self/oom_score_adj")
+    try:
+        path.write_text(str(min(OOM_SCORE_MAX, int(path.read_text()) + points)))
+    except OSError:
+        pass  # no /proc, or a read-only one: the kernel chooses by size alone
 
 
 def ignore_terminal_signals() -> None:

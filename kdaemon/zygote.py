@@ -20,6 +20,7 @@ def main() -> int:
     """Entry point of the process; returns its exit status."""
     process.ignore_terminal_signals()
     process.set_name("kdaemon-zygote")
+    process.sacrifice(process.SACRIFICE_WORKER)
     supervisor = Channel.from_fd(3)
     try:
         message, _ = supervisor.receive()

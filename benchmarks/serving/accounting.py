@@ -25,6 +25,11 @@ class Account(ABC):
     """What one server has used."""
 
     method: str
+    limits_memory = False
+
+    def limit_memory(self, limit_bytes: int | None) -> None:
+        """No more than that for all of it together, or as much as there is. Only where `limits_memory`."""
+        raise NotImplementedError(self.method)
 
     @abstractmethod
     def enter(self) -> None:
@@ -73,6 +78,7 @@ class CgroupV1(Account):
     """Two groups, in the hierarchies of cpuacct and memory."""
 
     method = "cgroup v1: cpuacct.usage, memory.usage_in_bytes less page cache"
+    limits_memory = True
 
     def __init__(self, name: str) -> None:
         self._groups = []
@@ -97,6 +103,9 @@ class CgroupV1(Account):
         stat = _fields(self._memory / "memory.stat")
         return usage - (stat["total_cache"] - stat["total_shmem"])
 
+    def limit_memory(self, limit_bytes: int | None) -> None:
+        (self._memory / "memory.limit_in_bytes").write_text(str(-1 if limit_bytes is None else limit_bytes))
+
     def close(self) -> None:
         for group in self._groups:
             group.rmdir()
@@ -106,6 +115,7 @@ class CgroupV2(Account):
     """One group; the memory controller is enabled for the children of this process's group if it is not yet."""
 
     method = "cgroup v2: cpu.stat, memory.current less page cache"
+    limits_memory = True
 
     def __init__(self, name: str) -> None:
         parent = _CGROUPS / _own_group("").lstrip("/")
@@ -130,6 +140,9 @@ class CgroupV2(Account):
     def memory_bytes(self) -> int:
         stat = _fields(self._group / "memory.stat")
         return int((self._group / "memory.current").read_text()) - (stat["file"] - stat["shmem"])
+
+    def limit_memory(self, limit_bytes: int | None) -> None:
+        (self._group / "memory.max").write_text("max" if limit_bytes is None else str(limit_bytes))
 
     def close(self) -> None:
         self._group.rmdir()

@@ -159,3 +159,12 @@ def test_a_worker_that_cannot_live_is_not_restarted_in_a_loop(daemon: Daemon) ->
         line.split(b"replaced_in_s=")[1].split()[0] for line in daemon.stderr.splitlines() if b"replaced_in" in line
     ]
     assert pauses == [b"0.0", b"0.05", b"0.1"]
+
+
+def test_when_memory_runs_out_the_kernel_takes_workers_first(daemon: Daemon) -> None:
+    def score(pid: int) -> int:
+        return int(Path(f"/proc/{pid}/oom_score_adj").read_text())
+
+    supervisor, keymgr = score(daemon.process.pid), score(pid_of(daemon, "keymgr"))
+    zygote, worker = score(pid_of(daemon, "zygote")), score(pid_of(daemon, "worker"))
+    assert supervisor < keymgr < zygote == worker or supervisor == 1000
