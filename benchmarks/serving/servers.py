@@ -94,6 +94,7 @@ class Server:
     account: Account
     process: subprocess.Popen[bytes]
     backend: str
+    cpus: frozenset[int]
 
     def cpu_seconds(self) -> float:
         return self.account.cpu_seconds()
@@ -187,7 +188,9 @@ def _start_nginx(setting: Setting, used: Account) -> Server:
     process = _popen([program, "-p", str(setting.directory), "-c", str(configuration), "-e", "stderr"], setting, used)
     address = ("127.0.0.1", port)
     _wait_until_it_answers(process, address, "nginx")
-    return Server("nginx", version, address, used, process, "kernel (TX)" if setting.ktls != "off" else "user")
+    return Server(
+        "nginx", version, address, used, process, "kernel (TX)" if setting.ktls != "off" else "user", setting.cpus
+    )
 
 
 # Idle connections stay open on both sides for as long as a slow guest takes to open all of them.
@@ -216,7 +219,7 @@ def _start_kdaemon(setting: Setting, used: Account) -> Server:
     host, port, backend = (group.decode() for group in match.groups())
     said = subprocess.run([sys.executable, "-c", "import kdaemon; print(kdaemon.__version__)"],
                           capture_output=True, text=True, check=True)  # fmt: skip
-    return Server("kdaemon", said.stdout.strip(), (host, int(port)), used, process, backend)
+    return Server("kdaemon", said.stdout.strip(), (host, int(port)), used, process, backend, setting.cpus)
 
 
 START: dict[str, Callable[[Setting, Account], Server]] = {"nginx": _start_nginx, "kdaemon": _start_kdaemon}

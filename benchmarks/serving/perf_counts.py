@@ -1,4 +1,4 @@
-"""Counts the system calls of running processes with perf's tracepoint, far cheaper than stopping at each."""
+"""Counts events of running processes with perf: system calls (far cheaper than stopping at each) or instructions."""
 
 from __future__ import annotations
 
@@ -17,20 +17,25 @@ from benchmarks.serving.servers import Server
 _DEADLINE_S = 30.0
 
 
-class SystemCallsError(Exception):
+SYSTEM_CALLS = "raw_syscalls:sys_enter"
+INSTRUCTIONS = "instructions:u"
+
+
+class CountError(Exception):
     """perf is not there, or may not count."""
 
 
-class SystemCallAccount:
-    """An account for load.run: the first call begins to count, the second ends it and returns how many there were."""
+class PerfAccount:
+    """An account for load.run: the first call begins to count `event`, the second ends it and returns the number."""
 
-    def __init__(self, pids: Sequence[int]) -> None:
+    def __init__(self, pids: Sequence[int], event: str) -> None:
         if shutil.which("perf") is None:
-            raise SystemCallsError("perf is not installed (Debian package linux-perf)")
+            raise CountError("perf is not installed (Debian package linux-perf)")
+        self._event = event
         self._begun = False
         commands, self._commands = os.pipe()
         self._answers, answers = os.pipe()
-        command = ["perf", "stat", "-x", ",", "-e", "raw_syscalls:sys_enter", "-p", ",".join(map(str, pids))]
+        command = ["perf", "stat", "-x", ",", "-e", event, "-p", ",".join(map(str, pids))]
         self._process = subprocess.Popen(
             [*command, "-D", "-1", "--control", f"fd:{commands},{answers}"],  # begins when told, and says so
             stderr=subprocess.PIPE,
@@ -47,14 +52,14 @@ class SystemCallAccount:
             readable, _, _ = select.select([self._answers], [], [], _DEADLINE_S)
             if not readable or not os.read(self._answers, 16):
                 self.close()
-                raise SystemCallsError("perf does not answer: may this user use the tracepoint raw_syscalls:sys_enter?")
+                raise CountError(f"perf does not answer: may this user count {self._event}?")
             return 0.0
         self._process.send_signal(signal.SIGINT)
         _, said = self._process.communicate(timeout=_DEADLINE_S)
         self.close()
-        counts = [line.split(",")[0] for line in said.splitlines() if "sys_enter" in line]
+        counts = [line.split(",")[0] for line in said.splitlines() if self._event in line]
         if len(counts) != 1 or not counts[0].isdigit():
-            raise SystemCallsError(f"perf counted nothing: {said.strip()}")
+            raise CountError(f"perf counted nothing: {said.strip()}")
         return float(counts[0])
 
     def close(self) -> None:
@@ -65,8 +70,16 @@ class SystemCallAccount:
             os.close(descriptor)
 
 
-def system_calls_per_unit(server: Server, case: Case, conditions: Conditions) -> float:
-    """System calls of all the server's processes for one unit of the case's work, in one run of its own."""
-    counting = SystemCallAccount(server.account.pids())
+def can_count(event: str) -> bool:
+    """A virtual machine may have no performance counters."""
+    if shutil.which("perf") is None:
+        return False
+    said = subprocess.run(["perf", "stat", "-x", ",", "-e", event, "true"], capture_output=True, text=True, check=False)
+    return any(event in line and line.split(",")[0].isdigit() for line in said.stderr.splitlines())
+
+
+def per_unit(server: Server, case: Case, conditions: Conditions, event: str) -> float:
+    """Events in all the server's processes for one unit of the case's work, in one run of its own."""
+    counting = PerfAccount(server.account.pids(), event)
     result = run(conditions.generator, server.address, case_load(case, conditions), conditions.cpu, counting)
     return result.used / case.work(result)
