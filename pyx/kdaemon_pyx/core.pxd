@@ -26,6 +26,7 @@ cdef struct File:
     uint64_t inode
     uint64_t device
     uint8_t* mapping               # kernel record layer only: MAP_SHARED, PROT_READ, or NULL
+    uint8_t mapping_refused        # asked for in vain: not again
     uint64_t mapping_size
     void* entry                    # files.pyx's own bookkeeping
     void (*release)(File* file) noexcept nogil  # called by whoever drops the last reference; set by the file table
@@ -181,7 +182,6 @@ cdef struct Connection:
     uint8_t key_limit_told
     uint8_t client_role            # adopted: the peer may send tickets
     uint8_t file_reading           # a READ into `output` is outstanding
-    uint8_t mapping_allowed        # 0: not asked, 1: mincore() tells the truth about the file, 2: it does not
     uint8_t output_full            # output holds a batch of the file that is to be sent as it is
 
     int32_t close_errno
@@ -190,6 +190,7 @@ cdef struct Connection:
     uint32_t record_length         # user layer: plaintext of the open record behind them
     Buffer* sending                # in flight; owner: the SEND operation. &window: a piece of the file's mapping
     Buffer window                  # kernel layer: describes that piece, owns no memory
+    uint8_t window_behind          # the window leaves in the same operation, behind the buffer in flight
     uint32_t sending_start
     uint32_t sending_length
     Item* items

@@ -5,7 +5,7 @@ compared with those of the ``File`` after the last byte is read and before it is
 
 Kernel record layer: what is left of a long range goes from the file's mapping, a window at a time, as far as mincore() says that its pages are in
 the page cache (a SEND from others blocks io_uring_enter itself), and never from the page that contains the end of the file: a file cut short there
-reads as zeros. The kernel tells what is resident only to the owner of a file (and root); for others everything is read.
+reads as zeros. Files about which mincore() does not tell the truth have no mapping (representation.pyx); they are read.
 """
 
 from libc.errno cimport EAGAIN, EBUSY, EINTR, EINVAL, ENOMEM
@@ -31,7 +31,6 @@ cdef extern from "<sys/stat.h>" nogil:
         int64_t tv_sec
         long tv_nsec
     struct stat_ "stat":
-        unsigned st_uid
         int64_t st_size
         timespec st_mtim
         timespec st_ctim
@@ -40,9 +39,6 @@ cdef extern from "<sys/stat.h>" nogil:
 
 cdef extern from "<sys/mman.h>" nogil:
     int mincore(void* address, size_t length, unsigned char* pages)
-
-cdef extern from "<unistd.h>" nogil:
-    unsigned geteuid()
 
 cdef enum:
     FILE_VECTORS_MAX = 10
@@ -65,7 +61,6 @@ cdef int file_range_queue(Connection* c, File* file, uint64_t offset, uint64_t l
     c.file = file
     c.file_offset = offset
     c.file_remaining = length
-    c.mapping_allowed = 0
     return 0
 
 
@@ -74,7 +69,6 @@ cdef int file_range_queue_memory(Connection* c, const uint8_t* data, uint64_t le
     cdef int result = file_range_queue(c, &c.core.memory_file, 0, length)
     if result == 0 and length:
         c.memory = data
-        c.mapping_allowed = 1
     return result
 
 
@@ -219,7 +213,6 @@ cdef bint file_range_window(Connection* c) noexcept nogil:
     cdef File* file = c.file
     cdef uint64_t length = WINDOW
     cdef uint64_t end = file.size & ~<uint64_t>(PAGE - 1)
-    cdef stat_ status
     if c.memory != NULL:
         if length > c.file_remaining:
             length = c.file_remaining
@@ -231,10 +224,7 @@ cdef bint file_range_window(Connection* c) noexcept nogil:
         length = c.file_remaining
     if length > end - c.file_offset:
         length = end - c.file_offset
-    if c.mapping_allowed == 0:
-        # mincore() answers "all resident" for files of others (since Linux 5.2).
-        c.mapping_allowed = 1 if fstat(file.fd, &status) == 0 and (status.st_uid == geteuid() or geteuid() == 0) else 2
-    if c.mapping_allowed != 1 or not resident(file.mapping + c.file_offset, length):
+    if not resident(file.mapping + c.file_offset, length):
         return False
     if length == c.file_remaining and not file_unchanged(file):
         connection_terminate(c, CLOSE_FILE, 0)

@@ -20,6 +20,7 @@ cdef extern from "<sys/stat.h>" nogil:
         uint64_t st_dev
         uint64_t st_ino
         mode_t st_mode
+        unsigned st_uid
         uint64_t st_nlink
         off_t st_size
         kernel_timespec st_mtim

@@ -27,6 +27,9 @@ cdef extern from "<sys/uio.h>" nogil:
 cdef extern from "<time.h>" nogil:
     const int CLOCK_REALTIME
 
+cdef extern from "<unistd.h>" nogil:
+    unsigned geteuid()
+
 cdef enum:
     # Timestamps of files advance in steps of a timer tick (10 ms at worst): within two of them a change can go unseen.
     TIMESTAMP_STEP_NS = 20_000_000
@@ -224,14 +227,18 @@ cdef bint representation_load(Representation* representation) noexcept nogil:
 
 
 cdef bint representation_map(Representation* representation) noexcept nogil:
+    # Only the owner of a file, and root, are told what is resident: for everybody else mincore() says "all" (since Linux 5.2).
     cdef File* file = &representation.file
-    cdef void* mapping
+    cdef void* mapping = MAP_FAILED
+    cdef file_stat status
     if file.mapping != NULL:
         return True
-    if file.size == 0:
+    if file.mapping_refused or file.size == 0:
         return False
-    mapping = mmap(NULL, file.size, PROT_READ, MAP_SHARED, file.fd, 0)
+    if fstat(file.fd, &status) == 0 and (status.st_uid == geteuid() or geteuid() == 0):
+        mapping = mmap(NULL, file.size, PROT_READ, MAP_SHARED, file.fd, 0)
     if mapping == MAP_FAILED:
+        file.mapping_refused = True
         return False
     file.mapping = <uint8_t*>mapping
     file.mapping_size = file.size

@@ -6,10 +6,10 @@ One SEND is in flight at most. While it is, the next batch is prepared: ``output
 from libc.errno cimport EAGAIN, EFAULT, EINTR, EINVAL, ENOMEM
 from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
-from libc.string cimport memcpy
+from libc.string cimport memcpy, memset
 
 from kdaemon_pyx cimport liburing as lu
-from kdaemon_pyx.buffers cimport BUFFER_SMALL, pool_give, pool_take
+from kdaemon_pyx.buffers cimport BUFFER_SMALL, BUFFER_TAIL, pool_give, pool_take
 from kdaemon_pyx.core cimport (
     CLOSE_FILE, CLOSE_LIMIT, CLOSE_RECORD, CLOSE_RESET, CLOSE_RESOURCES, CONNECTION_CLOSING, ITEM_CONTROL, ITEM_RAW, ITEM_REKEY, OPERATION_SEND,
     OPERATION_SEND_CONTROL, RECORD_LAYER_KERNEL, RECORD_LAYER_USER, Connection, ControlMessage, Item, KeyMaterial)
@@ -211,6 +211,20 @@ cdef void transmit_control_done(Connection* c, int32_t result) noexcept nogil:
 
 # --- the pump -----------------------------------------------------------------------------------------------------------
 
+cdef void prepare_both(Connection* c, lu.io_uring_sqe* sqe, int flags) noexcept nogil:
+    """One message of what is in flight and of the window. It stands in the room that every buffer has behind its capacity."""
+    cdef lu.msghdr* header = <lu.msghdr*>(c.sending.data + c.sending.capacity - BUFFER_TAIL)
+    cdef lu.iovec* vectors = <lu.iovec*>(header + 1)
+    memset(header, 0, sizeof(lu.msghdr))
+    vectors[0].iov_base = c.sending.data + c.sending_start
+    vectors[0].iov_len = c.sending_length - c.sending_start
+    vectors[1].iov_base = c.window.data
+    vectors[1].iov_len = c.window.capacity
+    header.msg_iov = vectors
+    header.msg_iovlen = 2
+    lu.io_uring_prep_sendmsg(sqe, c.fd, header, flags)
+
+
 cdef void submit_send(Connection* c) noexcept nogil:
     cdef lu.io_uring_sqe* sqe = uring_sqe(&c.core.uring)
     cdef int flags = MSG_NOSIGNAL
@@ -218,7 +232,10 @@ cdef void submit_send(Connection* c) noexcept nogil:
         flags |= MSG_WAITALL                       # the kernel retries short sends itself; kTLS sockets refuse the flag
     elif c.file_remaining:
         flags |= MSG_MORE                          # the batch's last record is filled up by the next batch
-    lu.io_uring_prep_send(sqe, c.fd, c.sending.data + c.sending_start, c.sending_length - c.sending_start, flags)
+    if c.window_behind:
+        prepare_both(c, sqe, flags)
+    else:
+        lu.io_uring_prep_send(sqe, c.fd, c.sending.data + c.sending_start, c.sending_length - c.sending_start, flags)
     lu.io_uring_sqe_set_data64(sqe, operation_data(c, OPERATION_SEND))
     c.operations += 1
     c.send_deadline_ns = c.core.now_ns + c.core.deadlines.send_ns
@@ -236,7 +253,7 @@ cdef void count_records(Connection* c, uint32_t length) noexcept nogil:
         connection_terminate(c, CLOSE_LIMIT, 0)
     elif c.kernel_tx_records + KEY_END_MARGIN >= suite_records_max(c.secrets.cipher_suite) and not c.finishing:
         # No new key came, or this kernel takes none: what is in flight is the last, then close_notify.
-        if c.sending == &c.window:
+        if c.sending == &c.window or c.window_behind:
             c.file_remaining = 0                   # its completion lets go of the file
         elif c.file != NULL:
             file_range_drop(c)
@@ -267,20 +284,23 @@ cdef bint send_window(Connection* c) noexcept nogil:
     """Kernel layer, mapped file: sends the next window, or reads the next batch. False: wait for a completion."""
     if c.sending != NULL or c.control_send != NULL:
         return False
-    if output_pending(c) and c.file_remaining >= 2 * RECORD_PLAINTEXT_MAX:
-        c.output_full = 1                          # the head first; its record is filled up by what follows
-        return True
-    if output_pending(c) or not file_range_window(c):
+    if not file_range_window(c):
         if c.state == CONNECTION_CLOSING:
             return False
         file_range_fill(c)
         return not c.file_reading and c.state != CONNECTION_CLOSING
     c.sending = &c.window
-    count_records(c, c.window.capacity)
-    if c.state == CONNECTION_CLOSING:
-        return False
     c.sending_start = 0
     c.sending_length = c.window.capacity
+    if output_pending(c):                          # the head, and the first bytes of the file: in one record
+        c.sending = c.output
+        c.sending_length = c.output_length
+        c.output = NULL
+        c.output_length = 0
+        c.window_behind = 1
+    count_records(c, c.window.capacity + (c.sending_length if c.window_behind else 0))
+    if c.state == CONNECTION_CLOSING:
+        return False
     submit_send(c)
     return False
 
@@ -293,7 +313,7 @@ cdef void transmit_pump(Connection* c) noexcept nogil:
         # (In the kernel layer a control record needs a gap between two sends: nothing is read ahead then.)
         if (c.file_remaining and not c.output_full and (c.sending == NULL or c.output == NULL)
                 and (c.items == NULL or c.record_layer == RECORD_LAYER_USER)):
-            if c.record_layer == RECORD_LAYER_KERNEL and c.file.mapping != NULL and c.mapping_allowed != 2:
+            if c.record_layer == RECORD_LAYER_KERNEL and c.file.mapping != NULL:
                 if not send_window(c):
                     return
                 continue
@@ -323,6 +343,12 @@ cdef void transmit_send_done(Connection* c, int32_t result) noexcept nogil:
         connection_terminate(c, CLOSE_FILE if result == -EFAULT else CLOSE_RESET, -result)
         return
     c.sending_start += <uint32_t>result
+    if c.window_behind and c.sending_start >= c.sending_length:
+        c.sending_start -= c.sending_length
+        c.sending_length = c.window.capacity
+        c.window_behind = 0
+        pool_give(&c.core.pool, c.sending)
+        c.sending = &c.window
     if c.sending_start < c.sending_length:
         submit_send(c)
         return
@@ -337,7 +363,7 @@ cdef void transmit_send_done(Connection* c, int32_t result) noexcept nogil:
 
 cdef void transmit_discard(Connection* c) noexcept nogil:
     """Drops what is not in flight yet: the file range and plaintext that nobody will get. Sealed records stay, their numbers are used."""
-    if c.sending == &c.window:
+    if c.sending == &c.window or c.window_behind:
         c.file_remaining = 0                       # the SEND reads the mapping: its completion lets go of the file
     elif c.file != NULL and not c.file_reading:
         file_range_drop(c)
