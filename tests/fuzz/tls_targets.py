@@ -53,6 +53,7 @@ EXTENSION_PARSERS = (
     (extensions.parse_status_request, None),
     (extensions.parse_certificate_status, extensions.serialize_certificate_status),
     (extensions.parse_certificate_authorities, extensions.serialize_certificate_authorities),
+    (extensions.parse_oid_filters, extensions.serialize_oid_filters),
     (
         extensions.parse_offered_psks,
         lambda offered: extensions.serialize_offered_psks(offered.identities, offered.binders),
@@ -137,15 +138,36 @@ def _split(data: bytes, seed: int) -> list[bytes]:
 
 
 def server_bytes(data: bytes) -> None:
-    """A server that receives anything: raw bytes, or a ClientHello in honest records."""
+    """A server that receives anything: raw bytes, or a ClientHello in honest records, the first or the second."""
     if len(data) < 2:
         return
     options, seed, data = data[0], data[1], data[2:]
-    server = tls_pair.make_server(_config(options))
-    if options & 16:
-        hello = b"\x01" + (len(data) & 0xFFFFFF).to_bytes(3, "big") + data
-        data = b"".join(plain_record(hello[start : start + 16384]) for start in range(0, len(hello), 16384))
-    _feed(server, _split(data, seed))
+    server = tls_pair.make_server(_config(options | 4 if options & 32 else options))
+    if options & 32:
+        server.receive(_retried_hello())
+        assert server.state == ServerState.EXPECT_SECOND_CLIENT_HELLO
+    _feed(server, _split(_in_records(1, data) if options & 16 else data, seed))
+
+
+def _in_records(message_type: int, body: bytes) -> bytes:
+    message = bytes((message_type,)) + (len(body) & 0xFFFFFF).to_bytes(3, "big") + body
+    return b"".join(plain_record(message[start : start + 16384]) for start in range(0, len(message), 16384))
+
+
+@cache
+def _retried_hello() -> bytes:
+    """A ClientHello that asks for a retry; the same one always."""
+    groups = (NamedGroup.X25519, NamedGroup.SECP256R1)
+    config = tls_pair.client_config(**{**PLAIN, "groups": groups})
+    return ClientHandshake(config, "localhost", random=bytes, now_s=0.0).data_to_send()
+
+
+@cache
+def _session():
+    """A ticket of this process's server."""
+    client = tls_pair.make_client(tls_pair.client_config(**PLAIN))
+    tls_pair.run(client, tls_pair.make_server(tls_pair.server_config(ticket_keys=_tickets())))
+    return tls_pair.receive_tickets(client)[0]
 
 
 def _messages_of(data: bytes) -> list[bytes]:
@@ -174,7 +196,7 @@ def server_flight(data: bytes) -> None:
 
 
 def client_bytes(data: bytes) -> None:
-    """A client that receives anything: raw bytes, or a ServerHello in honest records."""
+    """A client that receives anything: raw bytes, or a ServerHello in honest records, the first or behind a retry."""
     if len(data) < 2:
         return
     options, seed, data = data[0], data[1], data[2:]
@@ -184,10 +206,12 @@ def client_bytes(data: bytes) -> None:
         random=bytes,
         now_s=0.0,
     )
-    if options & 1:
-        hello = b"\x02" + (len(data) & 0xFFFFFF).to_bytes(3, "big") + data
-        data = b"".join(plain_record(hello[start : start + 16384]) for start in range(0, len(hello), 16384))
-    _feed(client, _split(data, seed))
+    if options & 2:
+        server = tls_pair.make_server(tls_pair.server_config(groups=(NamedGroup.SECP256R1,)))
+        server.receive(client.data_to_send())
+        client.receive(server.data_to_send())
+        assert client.state == ClientState.EXPECT_SECOND_SERVER_HELLO
+    _feed(client, _split(_in_records(2, data) if options & 1 else data, seed))
 
 
 def client_flight(data: bytes) -> None:
@@ -195,7 +219,13 @@ def client_flight(data: bytes) -> None:
     if len(data) < 2:
         return
     options, data = data[0], data[1:]
-    client = tls_pair.make_client(tls_pair.client_config(**PLAIN, alpn=(b"http/1.1",), record_size_limit=2000))
+    config = tls_pair.client_config(
+        **PLAIN,
+        alpn=(b"http/1.1",),
+        record_size_limit=2000,
+        credential=lambda request: tls_pair.server_identity().credential(),
+    )
+    client = tls_pair.make_client(config, session=_session() if options & 16 else None)
     flight = ServerFlight(client, _config(options & 3))
     client.receive(plain_record(flight.hello))
     chunks = [flight.writer.write(ContentType.HANDSHAKE, message) for message in flight.messages[: (options >> 2) & 3]]
@@ -238,13 +268,19 @@ def seeds(name: str) -> list[bytes]:
     if name == "parsers":
         bodies = [hello[4:], flight.hello[4:], *(message[4:] for message in flight.messages)]
         bodies += list(messages.parse_client_hello(hello).extensions.values())
-        return [bytes((which,)) + body for which in range(25) for body in bodies]
+        return [
+            bytes((which,)) + body for which in range(len(MESSAGE_PARSERS) + len(EXTENSION_PARSERS)) for body in bodies
+        ]
     if name in ("server_bytes", "client_bytes"):
         body = hello if name == "server_bytes" else flight.hello
         whole = plain_record(body)
-        return [bytes((0, 0)) + whole, bytes((17, 1)) + body[4:], bytes((19, 2)) + body[4:], b"\x15\x02" + body[4:]]
+        honest = [bytes((0, 0)) + whole, bytes((17, 1)) + body[4:], bytes((19, 2)) + body[4:], b"\x15\x02" + body[4:]]
+        if name == "server_bytes":
+            resuming = tls_pair.make_client(tls_pair.client_config(**PLAIN), session=_session())
+            honest += [b"\x10\x00" + resuming.data_to_send()[9:], b"\x30\x00" + _retried_hello()[9:]]
+        return [*honest, b"\x03\x00" + body[4:]]
     if name == "post_handshake":
         ticket = messages.serialize_new_session_ticket(messages.NewSessionTicket(1, 2, b"n", b"ticket", {}))
         update = messages.serialize_key_update(True)
         return [b"\x01" + len(item).to_bytes(2, "big") + item for item in (ticket, update)] + [b"\x07\x00\x02\x02\x50"]
-    return [bytes((option,)) + framed for option in (0, 1, 4, 8, 12)]
+    return [bytes((option,)) + framed for option in (0, 1, 4, 8, 12, 16, 20)]

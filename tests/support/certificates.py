@@ -82,7 +82,7 @@ def _certificate(
                 key_cert_sign=authority,
                 crl_sign=authority,
                 content_commitment=False,
-                key_encipherment=False,
+                key_encipherment=isinstance(key, rsa.RSAPrivateKey),  # NSS's tools ask for it
                 data_encipherment=False,
                 key_agreement=False,
                 encipher_only=False,
@@ -147,16 +147,19 @@ def issue(
     return Issued(certificate, write_key(directory / "key.pem", key), ca, leaf)
 
 
-def issue_rsa_pss(directory: Path) -> Issued:
-    """A self-signed certificate whose key says id-RSASSA-PSS, which signs with rsa_pss_pss_* (RFC 8446 section 4.2.3).
+def issue_rsa_pss(directory: Path, *names: str) -> Issued:
+    """A self-signed certificate for `names`, or localhost and its addresses, with a key that says id-RSASSA-PSS.
+
+    Such a key signs with rsa_pss_pss_* (RFC 8446 section 4.2.3).
 
     Made by openssl: `cryptography` signs with such keys but makes none.
     """
     directory.mkdir(parents=True, exist_ok=True)
     certificate, key = directory / "cert.pem", directory / "key.pem"
+    alternatives = ",".join(f"DNS:{name}" for name in names) or "DNS:localhost,IP:127.0.0.1,IP:::1"
     subprocess.run(
         ["openssl", "req", "-x509", "-newkey", "rsa-pss", "-pkeyopt", "rsa_keygen_bits:2048", "-nodes", "-days", "30",
-         "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1,IP:::1",
+         "-subj", "/CN=localhost", "-addext", f"subjectAltName={alternatives}",
          "-keyout", str(key), "-out", str(certificate)],
         check=True, capture_output=True,
     )  # fmt: skip

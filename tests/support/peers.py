@@ -20,22 +20,10 @@ import pytest
 
 from support.clients import parse_response
 from support.daemon import Daemon
+from support.peer_commands import GNUTLS_CIPHERS, GNUTLS_GROUPS, OPENSSL_GROUPS
 from support.waiting import DEADLINE_S
 
 SUITES = ("TLS_AES_128_GCM_SHA256", "TLS_AES_256_GCM_SHA384", "TLS_CHACHA20_POLY1305_SHA256")
-
-_OPENSSL_GROUPS = {"x25519": "X25519", "secp256r1": "P-256", "secp384r1": "P-384", "secp521r1": "P-521"}
-_GNUTLS_GROUPS = {
-    "x25519": "GROUP-X25519",
-    "secp256r1": "GROUP-SECP256R1",
-    "secp384r1": "GROUP-SECP384R1",
-    "secp521r1": "GROUP-SECP521R1",
-}
-_GNUTLS_CIPHERS = {
-    "TLS_AES_128_GCM_SHA256": "AES-128-GCM",
-    "TLS_AES_256_GCM_SHA384": "AES-256-GCM",
-    "TLS_CHACHA20_POLY1305_SHA256": "CHACHA20-POLY1305",
-}
 
 
 def program(name: str) -> str:
@@ -71,7 +59,7 @@ def _body(output: bytes) -> bytes:
 def curl(daemon: Daemon, path: str, suite: str, groups: Sequence[str]) -> bytes:
     completed = run([
         program("curl"), "--silent", "--show-error", "--fail", "--ipv4", "--tlsv1.3", "--cacert", str(daemon.ca),
-        "--tls13-ciphers", suite, "--curves", ":".join(_OPENSSL_GROUPS[group] for group in groups),
+        "--tls13-ciphers", suite, "--curves", ":".join(OPENSSL_GROUPS[group] for group in groups),
         f"https://localhost:{daemon.port}{path}",
     ])  # fmt: skip
     return completed.stdout
@@ -81,7 +69,7 @@ def s_client(daemon: Daemon, path: str, suite: str, groups: Sequence[str]) -> by
     completed = run([
         program("openssl"), "s_client", "-connect", f"127.0.0.1:{daemon.port}", "-servername", "localhost", "-tls1_3",
         "-CAfile", str(daemon.ca), "-verify_return_error", "-verify_hostname", "localhost", "-quiet",
-        "-ciphersuites", suite, "-groups", ":".join(_OPENSSL_GROUPS[group] for group in groups),
+        "-ciphersuites", suite, "-groups", ":".join(OPENSSL_GROUPS[group] for group in groups),
     ], _request(path))  # fmt: skip
     return _body(completed.stdout)
 
@@ -94,8 +82,8 @@ def gnutls_cli(daemon: Daemon, path: str, suite: str, groups: Sequence[str]) -> 
     send queue. Into a pipe each byte also wakes the reader, so the output goes into a file.
     """
     priority = ":".join([
-        "NORMAL:-VERS-ALL:+VERS-TLS1.3:-CIPHER-ALL", f"+{_GNUTLS_CIPHERS[suite]}", "-GROUP-ALL",
-        *(f"+{_GNUTLS_GROUPS[group]}" for group in groups),
+        "NORMAL:-VERS-ALL:+VERS-TLS1.3:-CIPHER-ALL", f"+{GNUTLS_CIPHERS[suite]}", "-GROUP-ALL",
+        *(f"+{GNUTLS_GROUPS[group]}" for group in groups),
     ])  # fmt: skip
     with tempfile.TemporaryFile() as output:
         run([
@@ -130,6 +118,6 @@ def hello_count(daemon: Daemon, ca: Path, suite: str, groups: Sequence[str]) -> 
     completed = run([
         program("openssl"), "s_client", "-connect", f"127.0.0.1:{daemon.port}", "-servername", "localhost", "-tls1_3",
         "-CAfile", str(ca), "-verify_return_error", "-msg", "-ciphersuites", suite,
-        "-groups", ":".join(_OPENSSL_GROUPS[group] for group in groups),
+        "-groups", ":".join(OPENSSL_GROUPS[group] for group in groups),
     ], _request("/small.txt"))  # fmt: skip
     return len(re.findall(rb"^>>> .*ClientHello", completed.stdout, re.MULTILINE))
