@@ -4,6 +4,7 @@ The end of standard input closes our direction with close_notify; the end of the
 A peer that ends without one has truncated the stream, which is a failure.
 """
 
+import contextlib
 import os
 import select
 import socket
@@ -20,15 +21,14 @@ from kdaemon.socket_records import KernelRecords, SocketRecords, UserRecords
 from kdaemon.tls.certificates import TrustStore
 from kdaemon.tls.client import ClientHandshake
 from kdaemon.tls.configuration import DEFAULT_CIPHER_SUITES, ClientConfig
-from kdaemon.tls.constants import AlertDescription, ContentType
-from kdaemon.tls.errors import CloseNotifyReceived, TlsError
-from kdaemon.tls.handshake import Established
-from kdaemon.tls.post_handshake import ConnectionSecrets, ControlState, handle_control_record
+from kdaemon.tls.constants import ContentType
+from kdaemon.tls.errors import CloseNotifyReceived, TlsError, TlsFault
+from kdaemon.tls.handshake import CLOSE_NOTIFY, Established
+from kdaemon.tls.post_handshake import ConnectionSecrets, ControlState, handle_control_record, start_key_update
 from kdaemon.tls.signing import Role
 
 HANDSHAKE_DEADLINE_S = 10.0
 _CHUNK_SIZE = 65536
-_CLOSE_NOTIFY = bytes((1, AlertDescription.CLOSE_NOTIFY))
 
 
 class ConnectError(Exception):
@@ -104,9 +104,11 @@ def _handshake(sock: socket.socket, config: ClientConfig, server_name: str) -> E
             if handshake.complete:
                 return handshake.established
             header = _receive_exactly(sock, 5, deadline)
-            handshake.receive(header + _receive_exactly(sock, int.from_bytes(header[3:], "big"), deadline))
+            handshake.receive(header)  # judged before its body is waited for
+            handshake.receive(_receive_exactly(sock, int.from_bytes(header[3:], "big"), deadline))
     except TlsError:
-        sock.sendall(handshake.data_to_send())
+        with contextlib.suppress(OSError):  # who breaks the protocol may be gone; what it did is the news
+            sock.sendall(handshake.data_to_send())
         raise
     except TimeoutError:
         raise ConnectError(f"the peer did not finish the handshake within {HANDSHAKE_DEADLINE_S:.0f} s") from None
@@ -140,18 +142,24 @@ def _relay(sock: socket.socket, records: SocketRecords, established: Established
                 if received is None:
                     raise ConnectError("truncated: the peer ended the connection without close_notify")
                 content_type, content = received
-                if content_type == ContentType.APPLICATION_DATA:
+                if content_type == ContentType.APPLICATION_DATA and content and not state.fragment:
                     _write_all(content)
+                elif content_type == ContentType.APPLICATION_DATA and not state.fragment:
+                    state.spend(time.time())  # legal, and nothing: so many of them are a flood
                 else:
                     _control(records, established, content_type, content, state)
         except BlockingIOError:
             pass
+        except TlsFault as fault:
+            _tell(records, bytes((2, fault.alert)))
+            raise
         except CloseNotifyReceived:
             if stdin_open:
-                _say_goodbye(records)
+                _tell(records, CLOSE_NOTIFY)
             return
         try:
             while pending and flushed:
+                _update_before_limit(records, established)
                 pending = pending[records.send(ContentType.APPLICATION_DATA, bytes(pending)) :]
                 flushed = records.flush()
             flushed = records.flush()
@@ -170,21 +178,39 @@ def _relay(sock: socket.socket, records: SocketRecords, established: Established
                 pending = memoryview(data)
             else:
                 stdin_open = False
-                _say_goodbye(records)
+                _tell(records, CLOSE_NOTIFY)
         if sock.fileno() in ready:
             flushed = flushed or records.flush()
+
+
+def _secrets(records: SocketRecords, established: Established) -> ConnectionSecrets:
+    return ConnectionSecrets(
+        established.cipher_suite, records.tx_secret, records.rx_secret, established.resumption_secret
+    )
+
+
+def _update_before_limit(records: SocketRecords, established: Established) -> None:
+    """A KeyUpdate before the AEAD's limit (RFC 9846, section 5.5): it is the last record under the old key."""
+    if records.tx_records < established.suite.record_count_max - 1:
+        return
+    reaction = start_key_update(_secrets(records, established))
+    assert reaction.tx is not None
+    records.send(ContentType.HANDSHAKE, reaction.messages)
+    try:
+        records.rekey_tx(reaction.tx)
+    except OSError as error:
+        raise ConnectError(
+            f"{records.tx_records} records are all that one key may protect, and this kernel takes no other"
+            f" ({error.strerror})"
+        ) from None
 
 
 def _control(
     records: SocketRecords, established: Established, content_type: int, content: bytes, state: ControlState
 ) -> None:
-    secrets = ConnectionSecrets(
-        established.cipher_suite, records.tx_secret, records.rx_secret, established.resumption_secret
-    )
+    secrets = _secrets(records, established)
     reaction = handle_control_record(Role.CLIENT, content_type, content, secrets, state=state, now_s=time.time())
     if reaction.error is not None:
-        if reaction.alert:
-            records.send(ContentType.ALERT, reaction.alert)
         raise reaction.error
     if reaction.rx is not None:
         try:
@@ -199,9 +225,9 @@ def _control(
         records.rekey_tx(reaction.tx)
 
 
-def _say_goodbye(records: SocketRecords) -> None:
+def _tell(records: SocketRecords, alert: bytes) -> None:
     try:
-        records.send(ContentType.ALERT, _CLOSE_NOTIFY)
+        records.send(ContentType.ALERT, alert)
     except OSError:
         pass  # the peer is gone or takes nothing any more; what it sent before still counts
 

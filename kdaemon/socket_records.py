@@ -14,7 +14,6 @@ from cryptography.exceptions import InvalidTag
 
 from kdaemon import ktls
 from kdaemon.tls.constants import (
-    AEAD_TAG_SIZE,
     CIPHERTEXT_SIZE_MAX,
     PLAINTEXT_SIZE_MAX,
     RECORD_HEADER_SIZE,
@@ -36,6 +35,10 @@ class SocketRecords(Protocol):
     backend: str
     tx_secret: bytes
     rx_secret: bytes
+
+    @property
+    def tx_records(self) -> int:
+        """Records sent under the present key, or more."""
 
     def send(self, content_type: int, data: bytes) -> int:
         """Sends or takes up a part of `data`; returns how many bytes. Call flush() until it returns True."""
@@ -72,6 +75,10 @@ class UserRecords:
         self._iv = int.from_bytes(rx.iv, "big")
         self._sequence = rx.sequence
         self._in = bytearray(established.leftover)
+
+    @property
+    def tx_records(self) -> int:
+        return self._writer.sequence
 
     def send(self, content_type: int, data: bytes) -> int:
         data = data[:PLAINTEXT_SIZE_MAX]
@@ -110,7 +117,7 @@ class UserRecords:
         size = int.from_bytes(header[3:], "big")
         if header[0] != ContentType.APPLICATION_DATA:
             raise UnexpectedRecord("a record is in the clear after the handshake")
-        if not AEAD_TAG_SIZE < size <= CIPHERTEXT_SIZE_MAX:
+        if size > CIPHERTEXT_SIZE_MAX:
             raise RecordOverflow(f"a protected record has {size} bytes")
         end = RECORD_HEADER_SIZE + size
         if len(self._in) < end:
@@ -120,9 +127,12 @@ class UserRecords:
         nonce = (self._iv ^ self._sequence).to_bytes(12, "big")
         self._sequence += 1
         try:
-            inner = self._aead.decrypt(nonce, body, header).rstrip(b"\0")
+            inner = self._aead.decrypt(nonce, body, header)
         except InvalidTag:
             raise BadRecordMac("a record does not decrypt") from None
+        if len(inner) > PLAINTEXT_SIZE_MAX + 1:
+            raise RecordOverflow(f"a record has {len(inner)} bytes after decryption")
+        inner = inner.rstrip(b"\0")
         if not inner:
             raise UnexpectedRecord("a record is all padding, without a type")
         return inner[-1], inner[:-1]
@@ -138,6 +148,7 @@ class KernelRecords:
         assert not established.leftover
         self._socket = sock
         self._cipher_suite = established.cipher_suite
+        self.tx_records = 0
         tx, rx = established.tx, established.rx
         self.tx_secret, self.rx_secret = tx.secret, rx.secret
         tx_info = ktls.crypto_info(self._cipher_suite, tx.key, tx.iv, tx.sequence)
@@ -147,6 +158,8 @@ class KernelRecords:
         sock.setsockopt(ktls.SOL_TLS, ktls.TLS_RX, rx_info)
 
     def send(self, content_type: int, data: bytes) -> int:
+        # The kernel may begin a record anywhere in what it takes: each send makes one more than it fills, at most.
+        self.tx_records += len(data) // PLAINTEXT_SIZE_MAX + 2
         if content_type == ContentType.APPLICATION_DATA:
             return self._socket.send(data)
         ancillary = [(ktls.SOL_TLS, TLS_SET_RECORD_TYPE, bytes((content_type,)))]
@@ -175,6 +188,7 @@ class KernelRecords:
     def rekey_tx(self, keys: NewKeys) -> None:
         self._socket.setsockopt(ktls.SOL_TLS, ktls.TLS_TX, ktls.crypto_info(self._cipher_suite, keys.key, keys.iv, 0))
         self.tx_secret = keys.secret
+        self.tx_records = 0
 
     def rekey_rx(self, keys: NewKeys) -> None:
         self._socket.setsockopt(ktls.SOL_TLS, ktls.TLS_RX, ktls.crypto_info(self._cipher_suite, keys.key, keys.iv, 0))

@@ -133,6 +133,8 @@ def handle_control_record(
         state.spend(now_s)
         if content_type == ContentType.ALERT:
             _judge_alert(content)
+            if state.fragment:
+                raise UnexpectedRecord("an alert comes between the fragments of a handshake message")  # RFC 8446 §5.1
             return Reaction()
         if content_type != ContentType.HANDSHAKE:
             raise UnexpectedRecord(f"a record of type {content_type} comes after the handshake")

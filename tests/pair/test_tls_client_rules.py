@@ -128,12 +128,16 @@ HELLOS = {
 @pytest.mark.parametrize("what", HELLOS)
 def test_server_hello(what):
     change, alert = HELLOS[what]
-    client = make_client(client_config(**{**PLAIN, "groups": (NamedGroup.X25519, NamedGroup.SECP256R1)}))
-    flight = ServerFlight(client)
-    hello = change(parse_server_hello(flight.hello))
-    fault = fault_of(client.receive, plain_record(serialize_any_server_hello(hello)))
-    assert fault.alert == alert
-    assert client.data_to_send() == bytes((21, 3, 3, 0, 2, 2, alert))
+    faults = set()
+    for feed in (tls_pair.feed_whole, tls_pair.feed_bytes, tls_pair.feed_randomly):
+        client = make_client(client_config(**{**PLAIN, "groups": (NamedGroup.X25519, NamedGroup.SECP256R1)}))
+        flight = ServerFlight(client)
+        hello = change(parse_server_hello(flight.hello))
+        fault = fault_of(feed, client, plain_record(serialize_any_server_hello(hello)))
+        faults.add((type(fault), str(fault)))
+        assert fault.alert == alert
+        assert client.data_to_send() == bytes((21, 3, 3, 0, 2, 2, alert))
+    assert len(faults) == 1
 
 
 def test_duplicate_extension():

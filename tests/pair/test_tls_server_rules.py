@@ -146,10 +146,13 @@ def test_rule(rule):
 
     config = server_config(alpn=(b"http/1.1",))
     config.credentials = find
-    server = make_server(config)
-    fault = fault_of(server.receive, plain_record(changed_hello(change)))
-    assert fault.alert == alert
-    assert server.data_to_send() == bytes((21, 3, 3, 0, 2, 2, alert))
+    record = plain_record(changed_hello(change))
+    faults = []
+    for feed in (tls_pair.feed_whole, tls_pair.feed_bytes, tls_pair.feed_randomly):
+        server = make_server(config)
+        faults.append(fault_of(feed, server, record))
+        assert server.data_to_send() == bytes((21, 3, 3, 0, 2, 2, alert))
+    assert {(type(fault), fault.alert, str(fault)) for fault in faults} == {(type(faults[0]), alert, str(faults[0]))}
 
 
 TOLERATED = {

@@ -105,6 +105,22 @@ def test_tickets_at_the_client():
     assert first.obfuscated_age(1002.5) == 2507
 
 
+@pytest.mark.parametrize(
+    ("content_type", "content", "error"),
+    [
+        (ContentType.ALERT, b"\x01\x5a", errors.UnexpectedRecord),
+        (ContentType.APPLICATION_DATA, b"data", errors.UnexpectedRecord),
+        (ContentType.ALERT, b"\x01\x00", errors.CloseNotifyReceived),
+        (ContentType.ALERT, b"\x02\x50", errors.AlertReceived),
+    ],
+)
+def test_between_the_fragments_of_a_message(content_type, content, error):
+    """Nothing may come there (RFC 8446 §5.1), but for a peer that ends the connection."""
+    state = ControlState()
+    handle(serialize_key_update(True)[:3], state=state)
+    assert type(handle(content, content_type=content_type, state=state).error) is error
+
+
 def test_early_data_in_a_ticket():
     message = serialize_new_session_ticket(TICKET._replace(extensions={42: b"\x00\x00\x40\x00", 0x7777: b"unknown"}))
     assert len(handle(message, role=Role.CLIENT).tickets) == 1
