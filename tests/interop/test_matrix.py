@@ -238,11 +238,13 @@ def check_resumed(batch: Batch, peer: str, number: int) -> None:
     assert workers[0]["handshakes"]["resumed"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("peer", "number", "suite"), fetches(CLIENTS, covering))
 def test_peer_fetches(batch: Batch, peer: str, number: int, suite: str) -> None:
     check(batch.result(peer, number), suite)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("peer", "number"), resumptions(CLIENTS, covering))
 def test_peer_resumes(batch: Batch, peer: str, number: int) -> None:
     check_resumed(batch, peer, number)
@@ -285,6 +287,7 @@ def connect(port: int, job: Job, data: bytes, folder: Path) -> bytes:
 ECHO = pattern(20_000)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("peer", [name for name in SERVERS if name not in peer_commands.SERVERS])
 def test_connect_to_a_program(authority: Authority, tmp_path: Path, peer: str) -> None:
     """Each certificate, group and suite of the peer, over an echo of more than one record."""
@@ -295,6 +298,7 @@ def test_connect_to_a_program(authority: Authority, tmp_path: Path, peer: str) -
             assert connect(port, job, ECHO, tmp_path) == ECHO, job
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("peer", "case"),
     [

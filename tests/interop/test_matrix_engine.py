@@ -24,6 +24,8 @@ from kdaemon.tls.configuration import ClientAuthentication
 from kdaemon.tls.constants import ContentType
 from kdaemon.tls.signing import Role
 
+pytestmark = pytest.mark.slow
+
 SUITES = ["TLS_AES_128_GCM_SHA256", "TLS_AES_256_GCM_SHA384", "TLS_CHACHA20_POLY1305_SHA256"]
 GROUPS = ["x25519", "secp256r1", "secp384r1"]
 KINDS = ("p256", "p384", "ed25519", "rsa")
