@@ -43,7 +43,7 @@ cdef extern from "<sys/mman.h>" nogil:
 cdef enum:
     FILE_VECTORS_MAX = 10
     PAGE = 4096
-    WINDOW = 262144
+    WINDOW = 524288
     WINDOW_MIN = 65536             # less is not worth a send of its own
 
 
@@ -188,7 +188,7 @@ cdef void file_bytes_read(Connection* c, uint32_t length) noexcept nogil:
 
 cdef bint resident(uint8_t* address, uint64_t length) noexcept nogil:
     """All pages of the window are in the page cache. ``address`` need not be the beginning of a page."""
-    cdef unsigned char[66] pages
+    cdef unsigned char[130] pages
     cdef uint64_t skew = <uint64_t>address & (PAGE - 1)
     cdef uint64_t count = (skew + length + PAGE - 1) // PAGE
     cdef uint64_t i
