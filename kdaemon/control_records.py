@@ -48,20 +48,18 @@ class ControlRecords:
                 self._engine.send_control(connection, ContentType.ALERT, reaction.alert)
             self._engine.close(connection)
             return
+        if reaction.tx is not None:
+            # Before the other direction: the next record that the engine opens comes up with this secret already.
+            self._rekey(connection, TX, reaction.tx, reaction.messages)
         if reaction.rx is not None:
             self.key_updates += 1
             self._rekey(connection, RX, reaction.rx)
-        if reaction.messages:
-            self._engine.send_control(connection, ContentType.HANDSHAKE, reaction.messages)
-        if reaction.tx is not None:
-            self._rekey(connection, TX, reaction.tx)
 
     def key_limit(self, connection: int, keys: ConnectionKeys) -> None:
         """Our sending key nears its AEAD limit (RFC 8446, section 5.5): a KeyUpdate, and new keys behind it."""
         reaction = start_key_update(ConnectionSecrets(*keys))
         assert reaction.tx is not None
-        self._engine.send_control(connection, ContentType.HANDSHAKE, reaction.messages)
-        self._rekey(connection, TX, reaction.tx)
+        self._rekey(connection, TX, reaction.tx, reaction.messages)
 
     def rekeyed(self, connection: int, direction: int, error: int) -> None:
         """The engine has the new keys; or the kernel cannot take them, and it ends the connection in an orderly way."""
@@ -73,5 +71,5 @@ class ControlRecords:
         """Forgets a connection."""
         self._states.pop(connection, None)
 
-    def _rekey(self, connection: int, direction: int, keys: NewKeys) -> None:
-        self._engine.rekey(connection, direction, keys.key, keys.iv, keys.secret)
+    def _rekey(self, connection: int, direction: int, keys: NewKeys, key_update: bytes = b"") -> None:
+        self._engine.rekey(connection, direction, keys.key, keys.iv, keys.secret, key_update)

@@ -101,12 +101,12 @@ cdef struct Secrets:
 ctypedef enum ItemKind:
     ITEM_RAW = 0                   # handshake bytes, as they are
     ITEM_CONTROL                   # one record of content_type
-    ITEM_REKEY                     # new tx key from here on; data is a KeyMaterial
+    ITEM_REKEY                     # the KeyUpdate, and the new tx key behind it; data is a KeyMaterial
 
 cdef struct Item:
     Item* next
     uint32_t length
-    uint32_t sent                  # of a raw item: bytes already copied to the output
+    uint32_t sent                  # of a raw item: bytes already copied to the output; of a rekey: 1, its KeyUpdate is on the way
     uint8_t kind
     uint8_t content_type
     uint8_t data[1]
@@ -122,8 +122,8 @@ cdef struct KeyMaterial:
     Secrets secrets
     uint32_t service
     uint32_t site
-    uint32_t leftover_length
-    uint8_t leftover[1]
+    uint32_t attached_length
+    uint8_t attached[1]            # install: ciphertext from behind the last handshake record; rekey of tx: the KeyUpdate message
 
 # A message with control buffer for kTLS record types; lives in a small buffer, as long as the operation.
 cdef struct ControlMessage:

@@ -74,8 +74,9 @@ class Engine:
     ) -> None:
         """Validate, commit: the connection belongs to the engine from here on -> EVENT_INSTALLED or EVENT_CLOSED.
         All sends queued before are on the wire first. In "require" mode a connection the kernel cannot take is closed."""
-    def rekey(self, conn: int, direction: int, key: bytes, iv: bytes, secret: bytes) -> None:
-        """direction 0: rx, 1: tx. Answers a KeyUpdate -> EVENT_REKEYED."""
+    def rekey(self, conn: int, direction: int, key: bytes, iv: bytes, secret: bytes, key_update: bytes = b"") -> None:
+        """direction 0: rx, behind the peer's KeyUpdate; 1: tx, behind `key_update`, our own, with no data between the two (RFC 8446,
+        section 4.6.3) -> EVENT_REKEYED. The secret in force is not taken a second time: two reasons for one update make one."""
     def send_control(self, conn: int, content_type: int, data: bytes) -> None:
         """Established state: one record of another type (KeyUpdate, NewSessionTicket, alert), in order with the data."""
     def close(self, conn: int, data: bytes = b"") -> None:

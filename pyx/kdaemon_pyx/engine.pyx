@@ -323,19 +323,19 @@ cdef class Engine:
         memcpy(material.secrets.resumption, <const char*>resumption_secret, len(resumption_secret))
         material.service = <uint32_t>service
         material.site = <uint32_t>site
-        material.leftover_length = <uint32_t>len(leftover)
-        memcpy(material.leftover, <const char*>leftover, len(leftover))
+        material.attached_length = <uint32_t>len(leftover)
+        memcpy(material.attached, <const char*>leftover, len(leftover))
         self.push_owned(&m)
 
-    def rekey(self, uint64_t conn, int direction, bytes key not None, bytes iv not None, bytes secret not None):
+    def rekey(self, uint64_t conn, int direction, bytes key not None, bytes iv not None, bytes secret not None, bytes key_update=b""):
         cdef Message m
         cdef KeyMaterial* material
-        if direction not in (0, 1) or len(key) > 32 or len(iv) != 12 or len(secret) > 48:
-            raise ValueError("Engine.rekey: direction is 0 (rx) or 1 (tx), key at most 32, iv 12, secret at most 48 bytes")
+        if direction not in (0, 1) or len(key) > 32 or len(iv) != 12 or len(secret) > 48 or len(key_update) > 16384:
+            raise ValueError("Engine.rekey: direction is 0 (rx) or 1 (tx), key at most 32, iv 12, secret at most 48, key_update at most 16384 bytes")
         m.kind, m.connection, m.a, m.b = COMMAND_REKEY, conn, direction, 0
-        m.length = sizeof(KeyMaterial)
+        m.length = <uint32_t>(sizeof(KeyMaterial) + len(key_update))
         m.secret = 1
-        material = <KeyMaterial*>calloc(1, sizeof(KeyMaterial))
+        material = <KeyMaterial*>calloc(1, m.length)
         if material == NULL:
             raise MemoryError
         m.data = <uint8_t*>material
@@ -343,6 +343,8 @@ cdef class Engine:
             memcpy(material.tx_key, <const char*>key, len(key))
             memcpy(material.tx_iv, <const char*>iv, 12)
             memcpy(material.secrets.tx, <const char*>secret, len(secret))
+            material.attached_length = <uint32_t>len(key_update)
+            memcpy(material.attached, <const char*>key_update, len(key_update))
         else:
             memcpy(material.rx_key, <const char*>key, len(key))
             memcpy(material.rx_iv, <const char*>iv, 12)

@@ -120,7 +120,7 @@ cdef int leftover_in_front(Connection* c, const KeyMaterial* material) noexcept 
     """What the control thread gives back was received before what is still held: both, in this order, become the held ciphertext."""
     cdef uint8_t[16645] partial
     cdef uint32_t held = 0
-    if material.leftover_length == 0:
+    if material.attached_length == 0:
         return 0
     if c.cipher != NULL:
         held = c.cipher_end - c.cipher_start
@@ -129,7 +129,7 @@ cdef int leftover_in_front(Connection* c, const KeyMaterial* material) noexcept 
         memcpy(partial, c.cipher.data + c.cipher_start, held)
         pool_give(&c.core.pool, c.cipher)
         c.cipher = NULL
-    if hold(c, material.leftover, material.leftover_length) < 0 or (held and hold(c, partial, held) < 0):
+    if hold(c, material.attached, material.attached_length) < 0 or (held and hold(c, partial, held) < 0):
         return -ENOMEM
     return 0
 
@@ -190,7 +190,7 @@ cdef void handshake_install(Connection* c) noexcept nogil:
     c.service = c.core.services[material.service]
     c.site = material.site
     if not c.receive_keys_pending:
-        OPENSSL_cleanse(material, sizeof(KeyMaterial) + material.leftover_length)
+        OPENSSL_cleanse(material, sizeof(KeyMaterial) + material.attached_length)
         free(material)
         c.install_material = NULL
     c.state = CONNECTION_ESTABLISHED

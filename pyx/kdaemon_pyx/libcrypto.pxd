@@ -29,6 +29,7 @@ cdef extern from "<openssl/evp.h>" nogil:
 
 cdef extern from "<openssl/crypto.h>" nogil:
     void OPENSSL_cleanse(void* ptr, size_t len)
+    int CRYPTO_memcmp(const void* a, const void* b, size_t length)
 
 
 cdef extern from "<openssl/err.h>" nogil:

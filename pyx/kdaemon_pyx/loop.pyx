@@ -4,7 +4,7 @@ Sleeping: the engine announces it (``asleep``), then looks at the command queue 
 afterwards. A sequentially consistent fence stands between the two steps on both sides, so at least one of them sees the other.
 """
 
-from libc.errno cimport EAGAIN
+from libc.errno cimport EAGAIN, ENOMEM
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
@@ -22,6 +22,7 @@ from kdaemon_pyx.core cimport (
 from kdaemon_pyx.file_range cimport file_range_read_done
 from kdaemon_pyx.handshake_io cimport handshake_received
 from kdaemon_pyx.ktls cimport KTLS_RX, ktls_set_keys
+from kdaemon_pyx.libcrypto cimport CRYPTO_memcmp
 from kdaemon_pyx.lifecycle cimport (
     EVENT_KIND_DRAINED, EVENT_KIND_REKEYED, connection_closed, connection_find, connection_handle, connection_mark, connection_terminate,
     event_push)
@@ -136,13 +137,21 @@ cdef void rekey_receive(Connection* c, const KeyMaterial* material) noexcept nog
 
 
 cdef void command_rekey(Connection* c, Message* message) noexcept nogil:
+    cdef KeyMaterial* material = <KeyMaterial*>message.data
     if c.state != CONNECTION_ESTABLISHED:
         return
-    if message.a == 1:
-        if transmit_item(c, ITEM_REKEY, 0, message.data, message.length) < 0:
-            connection_terminate(c, CLOSE_RESOURCES, 0)
-    elif c.rekey_pending:
-        rekey_receive(c, <KeyMaterial*>message.data)
+    if message.a == 0:
+        if c.rekey_pending:
+            rekey_receive(c, material)
+        return
+    # Ours (before a limit) and one that the peer asked for may have been derived from the same secret. The same key again, from
+    # sequence number 0, would use its nonces twice.
+    if CRYPTO_memcmp(material.secrets.tx, c.secrets.tx, sizeof(c.secrets.tx)) == 0:
+        return
+    # From here on, though it is in force only behind what is queued: what is derived next must build on it.
+    memcpy(c.secrets.tx, material.secrets.tx, sizeof(c.secrets.tx))
+    if transmit_item(c, ITEM_REKEY, 0, message.data, message.length) < 0:
+        connection_terminate(c, CLOSE_RESOURCES, ENOMEM)
 
 
 cdef void command_close(Connection* c, Message* message) noexcept nogil:

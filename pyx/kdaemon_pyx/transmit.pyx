@@ -21,7 +21,7 @@ from kdaemon_pyx.lifecycle cimport (
     operation_data)
 from kdaemon_pyx.output cimport KEY_LIMIT_MARGIN, output_capacity, output_pending, output_seal
 from kdaemon_pyx.record cimport (
-    CONTENT_ALERT, CONTENT_APPLICATION_DATA, RECORD_HEADER, RECORD_OVERHEAD, RECORD_PLAINTEXT_MAX, record_keys_set, suite_records_max)
+    CONTENT_ALERT, CONTENT_APPLICATION_DATA, CONTENT_HANDSHAKE, RECORD_HEADER, RECORD_OVERHEAD, RECORD_PLAINTEXT_MAX, record_keys_set, suite_records_max)
 from kdaemon_pyx.uring cimport uring_sqe
 
 
@@ -105,7 +105,6 @@ cdef void rekey_transmit(Connection* c) noexcept nogil:
         result = ktls_set_keys(c.fd, KTLS_TX, c.secrets.cipher_suite, material.tx_key, material.tx_iv, 0)
         c.kernel_tx_records = 0
     if result == 0:
-        memcpy(c.secrets.tx, material.secrets.tx, sizeof(c.secrets.tx))
         c.key_limit_told = 0
     event_push(c.core, EVENT_KIND_REKEYED, connection_handle(c), 1, -result, NULL, 0, False)
     item_done(c)
@@ -116,22 +115,14 @@ cdef void rekey_transmit(Connection* c) noexcept nogil:
 cdef bint items_into_output(Connection* c) noexcept nogil:
     """Moves queued items behind the output. False: the first one has to wait for what is before it."""
     cdef Item* item
-    cdef uint32_t piece
+    cdef KeyMaterial* material
+    cdef const uint8_t* data
+    cdef uint8_t content_type
+    cdef uint32_t piece, length
     while c.items != NULL:
         item = c.items
-        if item.kind == ITEM_REKEY:
-            if c.record_layer == RECORD_LAYER_KERNEL and (c.sending != NULL or c.control_send != NULL or output_pending(c)):
-                return False
-            if c.record_length and output_seal(c, CONTENT_APPLICATION_DATA) < 0:
-                return False
-            rekey_transmit(c)
-            if c.state == CONNECTION_CLOSING:
-                return False
-            continue
-        if item.kind == ITEM_CONTROL and c.record_layer == RECORD_LAYER_KERNEL:
-            if c.sending != NULL or c.control_send != NULL or output_pending(c):
-                return False
-            if not send_control(c):
+        if c.record_layer == RECORD_LAYER_KERNEL and item.kind != ITEM_RAW:
+            if not kernel_item_sent(c):
                 return False
             continue
         if c.output == NULL:
@@ -153,27 +144,59 @@ cdef bint items_into_output(Connection* c) noexcept nogil:
         else:
             if c.record_length and output_seal(c, CONTENT_APPLICATION_DATA) < 0:
                 return False
-            if c.output_length + RECORD_OVERHEAD + item.length > output_capacity(c.output):
-                return False
-            memcpy(c.output.data + c.output_length + RECORD_HEADER, item.data, item.length)
-            c.record_length = item.length
-            if output_seal(c, item.content_type) < 0:
-                return False
+            content_type, data, length = item.content_type, item.data, item.length
+            if item.kind == ITEM_REKEY:
+                material = <KeyMaterial*>item.data
+                content_type, data, length = CONTENT_HANDSHAKE, material.attached, material.attached_length
+            if length:
+                if c.output_length + RECORD_OVERHEAD + length > output_capacity(c.output):
+                    return False
+                memcpy(c.output.data + c.output_length + RECORD_HEADER, data, length)
+                c.record_length = length
+                if output_seal(c, content_type) < 0:
+                    return False
+            if item.kind == ITEM_REKEY:
+                rekey_transmit(c)
+                if c.state == CONNECTION_CLOSING:
+                    return False
+                continue
         item_done(c)
     return True
 
 
-cdef bint send_control(Connection* c) noexcept nogil:
-    """Kernel layer: SENDMSG of the first item as one record of its type. False without a buffer (the connection is closing)."""
+cdef bint kernel_item_sent(Connection* c) noexcept nogil:
+    """Kernel layer: the first item leaves as a record of its type, between two sends. False: it, or its completion, is to be waited for."""
+    cdef Item* item = c.items
+    cdef KeyMaterial* material
+    if c.sending != NULL or c.control_send != NULL:
+        return False
+    if item.kind == ITEM_REKEY and item.sent:
+        rekey_transmit(c)                          # the output that came behind the KeyUpdate waits for this key
+        return c.state != CONNECTION_CLOSING
+    if output_pending(c):
+        return False
+    if item.kind == ITEM_CONTROL:
+        if send_control(c, item.content_type, item.data, item.length):
+            item_done(c)
+        return False
+    item.sent = 1
+    material = <KeyMaterial*>item.data
+    if material.attached_length:
+        send_control(c, CONTENT_HANDSHAKE, material.attached, material.attached_length)
+        return False
+    return True
+
+
+cdef bint send_control(Connection* c, uint8_t content_type, const uint8_t* data, uint32_t length) noexcept nogil:
+    """Kernel layer: SENDMSG of one record. False without a buffer (the connection is closing)."""
     cdef ControlMessage* message
     c.control_send = pool_take(&c.core.pool, BUFFER_SMALL)
     if c.control_send == NULL:
         connection_terminate(c, CLOSE_RESOURCES, ENOMEM)
         return False
     message = <ControlMessage*>c.control_send.data
-    memcpy(message.data, c.items.data, c.items.length)
-    ktls_control_prepare_send(message, c.items.content_type, c.items.length)
-    item_done(c)
+    memcpy(message.data, data, length)
+    ktls_control_prepare_send(message, content_type, length)
     c.kernel_tx_records += 1
     submit_control(c)
     return True
@@ -324,6 +347,8 @@ cdef void transmit_pump(Connection* c) noexcept nogil:
             items_into_output(c)
             if c.state == CONNECTION_CLOSING:
                 return
+            if c.items == NULL and c.file_remaining and c.output == NULL:
+                continue                           # the file waited for them
         if c.sending != NULL or c.control_send != NULL or not output_pending(c):
             return
         if c.finishing == 1 and c.file == NULL and c.established:

@@ -8,7 +8,6 @@ import ssl
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
 
 import pytest
 from support import peers
@@ -16,7 +15,9 @@ from support.certificates import issue, issue_rsa_pss
 from support.clients import MemoryClient, fetch
 from support.content import pattern
 from support.daemon import Daemon, serve
-from support.waiting import read_line
+from support.waiting import say_until
+
+from kdaemon import ktls as kernel_tls
 
 CERTIFICATES = {
     "ecdsa-p256": {"kind": "ecdsa-p256"},
@@ -132,6 +133,7 @@ def test_a_session_is_resumed(plain_server: Daemon, tmp_path: Path) -> None:
 @pytest.mark.parametrize("command", [b"k", b"K"], ids=["update-not-requested", "update-requested"])
 def test_key_update_by_the_client(plain_server: Daemon, ktls: str, command: bytes) -> None:
     """s_client sends a KeyUpdate, then a request under the new key; a kernel that cannot rekey ends the connection."""
+    follows = ktls == "off" or kernel_tls.probe().rekey
     arguments = [
         peers.program("openssl"), "s_client", "-connect", f"127.0.0.1:{plain_server.port}", "-servername", "localhost",
         "-tls1_3", "-CAfile", str(plain_server.ca), "-verify_return_error",
@@ -140,23 +142,14 @@ def test_key_update_by_the_client(plain_server: Daemon, ktls: str, command: byte
         arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, bufsize=0
     ) as client:
         assert client.stdin is not None and client.stdout is not None
-        _say_until(client.stdin, b"", client.stdout, b"Verify return code: 0 (ok)")
-        _say_until(client.stdin, command + b"\n", client.stdout, b"KEYUPDATE")
+        say_until(client.stdin, b"", client.stdout, b"Verify return code: 0 (ok)")
+        say_until(client.stdin, command + b"\n", client.stdout, b"KEYUPDATE")
         request = b"GET /small.txt HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
-        if ktls == "off":
-            _say_until(client.stdin, request, client.stdout, pattern(1024).splitlines(keepends=True)[-1])
+        if follows:
+            say_until(client.stdin, request, client.stdout, pattern(1024).splitlines(keepends=True)[-1])
         client.stdin.close()
         client.stdout.read()
     assert fetch(plain_server.address, plain_server.ca).status == 200
-
-
-def _say_until(stdin: IO[bytes], said: bytes, stdout: IO[bytes], expected: bytes) -> None:
-    """Writes `said` and reads lines until one contains `expected`."""
-    stdin.write(said)
-    line = b""
-    while expected not in line:
-        line = read_line(stdout, f"{expected!r} after {said!r}")
-        assert line, f"the end came before {expected!r}"
 
 
 def test_many_at_once(plain_server: Daemon) -> None:

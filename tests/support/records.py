@@ -9,6 +9,7 @@ import time
 from dataclasses import dataclass, field
 
 import pytest
+from kdaemon_pyx import engine as e
 from kdaemon_pyx.echo_service import EchoService
 from kdaemon_pyx.engine import Engine
 from kdaemon_pyx.record import RecordProtection
@@ -22,6 +23,8 @@ LAYERS = [pytest.param("off", id="user"), pytest.param("require", id="kernel", m
 BACKENDS = {"off": ("user", "kernel TLS is switched off"), "require": ("kernel", "kernel TLS")}
 RELEASE = tuple(int(part) for part in os.uname().release.split("-")[0].split("+")[0].split(".")[:2])
 REKEY = RELEASE >= (6, 14)
+CLOSE_NOTIFY = (21, b"\x01\x00")
+AEAD_LIMIT = int(2**24.5)  # records under one AES-GCM key (RFC 8446, section 5.5)
 
 
 @dataclass
@@ -166,3 +169,14 @@ def start(layer: str, *, pull: bool = False, **arguments: object) -> RunningEngi
     running = RunningEngine(record_layer=layer, services=services, ktls_rekey=REKEY, **arguments)
     running.layer = layer
     return running
+
+
+def established(running: RunningEngine, suite: int = 0x1301, **more: object) -> tuple[RecordPeer, int]:
+    """A connection with keys, and its peer."""
+    sock = running.connect()
+    sock.sendall(HELLO)
+    conn = running.event(e.EVENT_RECORDS)[1]
+    running.engine.install(conn, **install_arguments(suite, **more))
+    running.engine.flush()
+    assert running.event(e.EVENT_INSTALLED, conn)[2:] == BACKENDS[running.layer]
+    return RecordPeer(sock, suite), conn

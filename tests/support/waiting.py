@@ -49,3 +49,12 @@ def read_line(stream: IO[bytes], what: str, deadline_s: float = DEADLINE_S) -> b
             break
         line += byte
     return line
+
+
+def say_until(stdin: IO[bytes], said: bytes, stdout: IO[bytes], expected: bytes) -> None:
+    """Writes `said` and reads lines until one contains `expected`."""
+    stdin.write(said)
+    seen = b""
+    while expected not in (line := read_line(stdout, f"{expected!r} after {said!r}")):
+        assert line, f"the end came before {expected!r}: {seen[-2000:]!r}"
+        seen += line

@@ -13,10 +13,19 @@ import pytest
 from kdaemon_pyx import engine as e
 from kdaemon_pyx.echo_service import EchoService
 from kdaemon_pyx.record import RecordProtection
-from support.records import BACKENDS, HELLO, LAYERS, REKEY, Keys, RecordPeer, RunningEngine, install_arguments, start
+from support.records import (
+    AEAD_LIMIT,
+    CLOSE_NOTIFY,
+    HELLO,
+    LAYERS,
+    Keys,
+    RecordPeer,
+    RunningEngine,
+    established,
+    install_arguments,
+    start,
+)
 from support.waiting import eventually
-
-CLOSE_NOTIFY = (21, b"\x01\x00")
 
 
 @pytest.fixture(params=LAYERS)
@@ -29,16 +38,6 @@ def running(request: pytest.FixtureRequest, layer_of_running: str) -> Iterator[R
     engine = start(layer_of_running, pull=request.param == "pull", deadlines_ms={"close": 2000})
     yield engine
     engine.stop()
-
-
-def established(running: RunningEngine, suite: int = 0x1301, **more: object) -> tuple[RecordPeer, int]:
-    sock = running.connect()
-    sock.sendall(HELLO)
-    conn = running.event(e.EVENT_RECORDS)[1]
-    running.engine.install(conn, **install_arguments(suite, **more))
-    running.engine.flush()
-    assert running.event(e.EVENT_INSTALLED, conn)[2:] == BACKENDS[running.layer]
-    return RecordPeer(sock, suite), conn
 
 
 def test_events_are_taken_in_parts() -> None:
@@ -173,54 +172,6 @@ def test_malformed_records_have_their_alerts(running: RunningEngine, wire: bytes
     assert peer.receive_to_end() == [(21, bytes([2, 20 if running.layer == "require" and alert == 10 else alert]))]
     peer.sock.close()
     assert running.event(e.EVENT_CLOSED, conn)[2] == "record"
-
-
-def test_key_update_both_ways(running: RunningEngine) -> None:
-    if running.layer == "require" and not REKEY:
-        pytest.skip("the kernel's record layer takes new keys from Linux 6.14 on")
-    peer, conn = established(running)
-    key_update = b"\x18\x00\x00\x01\x01"
-    peer.sock.sendall(peer.seal(b"old key") + peer.seal(key_update, 22))
-    _, _, content_type, data, keys = running.event(e.EVENT_CONTROL_RECORD, conn)
-    assert (content_type, data) == (22, key_update)
-    assert keys == (0x1301, Keys(0x1301, 2).secret, Keys(0x1301, 1).secret, b"\x09" * 32)
-    peer.rekey(tx=Keys(0x1301, 3))
-    peer.send(b"new key")
-    assert peer.receive_data(7) == b"old key"
-    new_rx, new_tx = Keys(0x1301, 3), Keys(0x1301, 4)
-    running.engine.rekey(conn, 0, new_rx.key, new_rx.iv, new_rx.secret)
-    running.engine.send_control(conn, 22, b"\x18\x00\x00\x01\x00")
-    running.engine.rekey(conn, 1, new_tx.key, new_tx.iv, new_tx.secret)
-    running.engine.flush()
-    assert running.event(e.EVENT_REKEYED, conn)[2:] == (0, 0)
-    assert running.event(e.EVENT_REKEYED, conn)[2:] == (1, 0)
-    received = [peer.receive_record()]
-    if received == [(23, b"new key")]:  # the answer and the echo are independent: either may come first
-        received.append(peer.receive_record())
-        peer.rekey(rx=new_tx)
-    else:
-        peer.rekey(rx=new_tx)
-        received.append(peer.receive_record())
-    assert sorted(received) == [(22, b"\x18\x00\x00\x01\x00"), (23, b"new key")]
-    peer.send(b"still here")
-    assert peer.receive_data(10) == b"still here"
-    peer.send(key_update, 22)
-    assert running.event(e.EVENT_CONTROL_RECORD, conn)[4][1:3] == (new_tx.secret, new_rx.secret)
-    peer.sock.close()
-
-
-@pytest.mark.parametrize("layer", [pytest.param("require", marks=pytest.mark.guest)])
-@pytest.mark.skipif(REKEY, reason="this kernel takes new keys")
-def test_key_update_without_rekey_is_an_orderly_end(layer: str) -> None:
-    running = start(layer)
-    peer, conn = established(running)
-    peer.send(b"answered")
-    assert peer.receive_data(8) == b"answered"
-    peer.send(b"\x18\x00\x00\x01\x00", 22)
-    assert peer.receive_to_end() == [CLOSE_NOTIFY]
-    peer.sock.close()
-    assert running.event(e.EVENT_CLOSED, conn)[2] == "key_update"
-    running.stop()
 
 
 def adopted(running: RunningEngine) -> tuple[RecordPeer, int]:
@@ -415,31 +366,6 @@ def test_arguments_are_checked() -> None:
             engine.install(1, **{**arguments, name: bad})
     with pytest.raises(ValueError, match="deadlines"):
         e.Engine(deadlines_ms={"lunch": 1})
-
-
-AEAD_LIMIT = int(2**24.5)
-
-
-@pytest.mark.parametrize("layer", [LAYERS[0], pytest.param("require", marks=[
-    pytest.mark.guest, pytest.mark.skipif(not REKEY, reason="this kernel takes no new keys")])])  # fmt: skip
-def test_a_new_key_is_asked_for_before_the_limit(layer: str) -> None:
-    running = start(layer)
-    peer, conn = established(running, tx_sequence=AEAD_LIMIT - 65536 - 1)
-    peer.rx = RecordProtection(0x1301, Keys(0x1301, 2).key, Keys(0x1301, 2).iv, AEAD_LIMIT - 65536 - 1, False)
-    for _ in range(3):
-        peer.send(b"ping")
-        assert peer.receive_data(4) == b"ping"
-    assert running.event(e.EVENT_KEY_LIMIT, conn)[2][:2] == (0x1301, Keys(0x1301, 2).secret)
-    new = Keys(0x1301, 5)
-    running.engine.send_control(conn, 22, b"\x18\x00\x00\x01\x00")
-    running.engine.rekey(conn, 1, new.key, new.iv, new.secret)
-    running.engine.flush()
-    assert peer.receive_record()[0] == 22
-    peer.rekey(rx=new)
-    peer.send(b"on and on")
-    assert peer.receive_data(9) == b"on and on"
-    peer.sock.close()
-    running.stop()
 
 
 @pytest.mark.parametrize("layer", LAYERS)
