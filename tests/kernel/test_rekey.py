@@ -86,18 +86,16 @@ def test_a_client_follows_its_server(issued: Issued) -> None:
             sys.executable, "-m", "kdaemon", "connect", line.split()[1].decode(), "--servername", "localhost",
             "--cafile", str(issued.ca), "--ktls", "require",
         ]  # fmt: skip
-        with (
-            rekeyed(len(COMMANDS), COMMANDS.count(b"K")),
-            subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0) as client,
-        ):
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0) as client:
             assert client.stdin is not None and client.stdout is not None
             say_until(client.stdin, b"a first line\n", peer.stdout, b"a first line")
-            before = ktls.tls_stat()["TlsRxRekeyOk"]
-            for count, letter in enumerate(COMMANDS, start=1):
-                peer.stdin.write(bytes((letter,)) + b"\n")
-                # Not before the update: s_server takes what is typed behind the letter for another command.
-                eventually(lambda due=before + count: ktls.tls_stat()["TlsRxRekeyOk"] == due, "the new key is there")
-                say_until(peer.stdin, b"down with it\n", client.stdout, b"down with it")
-                say_until(client.stdin, b"up with it\n", peer.stdout, b"up with it")
+            with rekeyed(len(COMMANDS), COMMANDS.count(b"K")):  # not what `connect` tried at its start
+                before = ktls.tls_stat()["TlsRxRekeyOk"]
+                for count, letter in enumerate(COMMANDS, start=1):
+                    peer.stdin.write(bytes((letter,)) + b"\n")
+                    # Not before the update: s_server takes what is typed behind the letter for another command.
+                    eventually(lambda due=before + count: ktls.tls_stat()["TlsRxRekeyOk"] == due, "the new key")
+                    say_until(peer.stdin, b"down with it\n", client.stdout, b"down with it")
+                    say_until(client.stdin, b"up with it\n", peer.stdout, b"up with it")
             client.stdin.close()
             assert client.wait(DEADLINE_S) == 0
