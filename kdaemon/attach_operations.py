@@ -133,6 +133,7 @@ class Settings:
     server: ServerConfig | None = None
     credentials: CredentialStore = field(default_factory=lambda: CredentialStore(()))
     cipher_suites: tuple[int, ...] = ()
+    record_size_limit: int | None = None
     key_log: Callable[[str], None] | None = None
 
 
@@ -386,6 +387,7 @@ class ClientOperations:
             verify=verify,
             cipher_suites=self._settings.cipher_suites,
             alpn=operation.alpn(),
+            record_size_limit=self._settings.record_size_limit,
             key_log=self._settings.key_log,
         )
 

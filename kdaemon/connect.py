@@ -21,7 +21,7 @@ from kdaemon.socket_records import KernelRecords, SocketRecords, UserRecords
 from kdaemon.tls.certificates import TrustStore
 from kdaemon.tls.client import ClientHandshake
 from kdaemon.tls.configuration import DEFAULT_CIPHER_SUITES, ClientConfig
-from kdaemon.tls.constants import ContentType
+from kdaemon.tls.constants import RECORD_SIZE_LIMIT_MAX, ContentType
 from kdaemon.tls.errors import CloseNotifyReceived, TlsError, TlsFault
 from kdaemon.tls.handshake import CLOSE_NOTIFY, Established
 from kdaemon.tls.post_handshake import ConnectionSecrets, ControlState, handle_control_record, start_key_update
@@ -52,17 +52,25 @@ def main(
         if policy == "require" and not (support and support.available):
             raise ConnectError(f"ktls is required and cannot be used: {support.detail if support else ''}")
         suites: tuple[int, ...] = DEFAULT_CIPHER_SUITES
+        record_size_limit: int | None = RECORD_SIZE_LIMIT_MAX
         if policy == "require" and support:
             suites = tuple(suite for suite in suites if suite in support.suites)
+            if not support.tx_max_payload:
+                record_size_limit = None  # this kernel makes no smaller records
         config = ClientConfig(
             verify=None if insecure else _trust(cafile).verify_server,
             cipher_suites=suites,
             alpn=tuple(protocol.encode() for protocol in alpn),
+            record_size_limit=record_size_limit,
             key_log=KeyLogFile(keylog) if keylog else None,
         )
         with _connect(host, port) as sock:
             established = _handshake(sock, config, servername or host)
-            in_kernel = support is not None and established.cipher_suite in support.suites
+            in_kernel = (
+                support is not None
+                and established.cipher_suite in support.suites
+                and (support.tx_max_payload or established.record_size_max == RECORD_SIZE_LIMIT_MAX)
+            )
             records: SocketRecords = (KernelRecords if in_kernel else UserRecords)(sock, established)
             sock.setblocking(False)
             _relay(sock, records, established)

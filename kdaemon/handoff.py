@@ -15,6 +15,7 @@ from kdaemon.key_protocol import TicketKey
 from kdaemon.site_settings import Site
 from kdaemon.tls import tickets
 from kdaemon.tls.configuration import DEFAULT_CIPHER_SUITES, Credential, ServerConfig
+from kdaemon.tls.constants import RECORD_SIZE_LIMIT_MAX
 from kdaemon.tls.handshake import Established
 
 SERVICE_FILES = 0
@@ -30,6 +31,7 @@ class KtlsFacts:
     reason: str
     suites: frozenset[int]
     rekey: bool
+    record_size: bool
 
 
 class ConnectionPolicy:
@@ -68,6 +70,7 @@ def hand_over(engine: Engine, connection: int, established: Established, service
         rx_secret=rx.secret,
         resumption_secret=established.resumption_secret,
         leftover=established.leftover,
+        record_size_max=established.record_size_max,
         service=service,
         site=site,
     )
@@ -89,8 +92,11 @@ def server_config(
 ) -> ServerConfig:
     """What the handshakes of a worker negotiate: with `require` only the suites that the kernel takes."""
     suites: tuple[int, ...] = DEFAULT_CIPHER_SUITES
+    record_size_limit: int | None = RECORD_SIZE_LIMIT_MAX
     if config.ktls == "require":
         suites = tuple(suite for suite in suites if suite in ktls.suites)
+        if not ktls.record_size:
+            record_size_limit = None  # this kernel makes no smaller records, and no other way is allowed
     resumption = config.tickets.count > 0 and bool(ticket_keys)
     return ServerConfig(
         credentials=credentials,
@@ -101,5 +107,6 @@ def server_config(
         else None,
         ticket_count=config.tickets.count,
         ticket_lifetime_s=config.tickets.lifetime_s,
+        record_size_limit=record_size_limit,
         key_log=key_log,
     )

@@ -8,6 +8,7 @@ any size.
 import errno
 import select
 import socket
+import struct
 from typing import Protocol
 
 from cryptography.exceptions import InvalidTag
@@ -17,6 +18,7 @@ from kdaemon.tls.constants import (
     CIPHERTEXT_SIZE_MAX,
     PLAINTEXT_SIZE_MAX,
     RECORD_HEADER_SIZE,
+    RECORD_SIZE_LIMIT_MAX,
     ContentType,
 )
 from kdaemon.tls.errors import BadRecordMac, RecordOverflow, UnexpectedRecord
@@ -130,7 +132,7 @@ class UserRecords:
             inner = self._aead.decrypt(nonce, body, header)
         except InvalidTag:
             raise BadRecordMac("a record does not decrypt") from None
-        if len(inner) > PLAINTEXT_SIZE_MAX + 1:
+        if len(inner) > RECORD_SIZE_LIMIT_MAX:
             raise RecordOverflow(f"a record has {len(inner)} bytes after decryption")
         inner = inner.rstrip(b"\0")
         if not inner:
@@ -155,6 +157,9 @@ class KernelRecords:
         rx_info = ktls.crypto_info(self._cipher_suite, rx.key, rx.iv, rx.sequence)
         sock.setsockopt(socket.IPPROTO_TCP, ktls.TCP_ULP, b"tls")
         sock.setsockopt(ktls.SOL_TLS, ktls.TLS_TX, tx_info)
+        if established.record_size_max < RECORD_SIZE_LIMIT_MAX:
+            content_max = struct.pack("=H", established.record_size_max - 1)
+            sock.setsockopt(ktls.SOL_TLS, ktls.TLS_TX_MAX_PAYLOAD_LEN, content_max)
         sock.setsockopt(ktls.SOL_TLS, ktls.TLS_RX, rx_info)
 
     def send(self, content_type: int, data: bytes) -> int:

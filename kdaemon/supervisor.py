@@ -313,6 +313,7 @@ class Supervisor:
                     "reason": self._ktls.reason,
                     "suites": sorted(self._ktls.suites),
                     "rekey": self._ktls.rekey,
+                    "record_size": self._ktls.tx_max_payload,
                 },
             },
             tuple(listener.socket_for(slot.index).fileno() for listener in self._listeners + self._redirects),

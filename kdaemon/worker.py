@@ -77,7 +77,7 @@ class Worker:
         self._reported_ready = False
         self._listener_fds: dict[int, int] = {}  # listener number -> descriptor, owned until EVENT_UNLISTENED
         self._config = Config()
-        self._ktls = KtlsFacts(False, "", frozenset(), False)
+        self._ktls = KtlsFacts(available=False, reason="", suites=frozenset(), rekey=False, record_size=False)
         self._cpu = -1
         self._accept_paused_told = -ACCEPT_PAUSED_INTERVAL_S
         self._credentials = CredentialStore(())
@@ -171,6 +171,7 @@ class Worker:
             record_layer=engine_record_layer(self._config, self._ktls),
             ktls_suites=self._ktls.suites,
             ktls_rekey=self._ktls.rekey,
+            ktls_record_size=self._ktls.record_size,
             deadlines_ms={
                 "handshake": deadlines.handshake_ms,
                 "header": deadlines.header_ms,
@@ -342,7 +343,7 @@ class Worker:
 
     def _start(self, message: Message, fds: list[int]) -> None:
         ktls = message["ktls"]
-        self._ktls = KtlsFacts(ktls["available"], ktls["reason"], frozenset(ktls["suites"]), ktls["rekey"])
+        self._ktls = KtlsFacts(**{**ktls, "suites": frozenset(ktls["suites"])})
         self._cpu = message["cpu"]
         os.sched_setaffinity(0, {self._cpu})
         self._listener_fds = dict(enumerate(fds))
@@ -374,7 +375,14 @@ class Worker:
         self._driver.configure(config, ConnectionPolicy(self._config.site, self._sites_first))
         self._attachments.configure(self._config.clients)
         self._operations.configure(
-            Settings(self._config.clients, config, self._credentials, config.cipher_suites, self._key_log)
+            Settings(
+                clients=self._config.clients,
+                server=config,
+                credentials=self._credentials,
+                cipher_suites=config.cipher_suites,
+                record_size_limit=config.record_size_limit,
+                key_log=self._key_log,
+            )
         )
 
     def _status(self) -> Message:

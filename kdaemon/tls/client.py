@@ -331,7 +331,7 @@ class ClientHandshake(Handshake):
         limit = extensions.get(Extension.RECORD_SIZE_LIMIT)
         if limit is not None and config.record_size_limit is not None:
             self._writer.record_size_max = parse_record_size_limit(limit)
-            self._reader.record_size_max = config.record_size_limit
+            self._reader.limit(config.record_size_limit)
         self._transcript.update(message)
         if self._psk is not None:
             self.state = ClientState.EXPECT_FINISHED

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from kdaemon.tls.constants import CipherSuite, NamedGroup
+from kdaemon.tls.constants import RECORD_SIZE_LIMIT_MAX, CipherSuite, NamedGroup
 from kdaemon.tls.extensions import serialize_certificate_status
 from kdaemon.tls.handshake import KeyLog
 from kdaemon.tls.key_exchange import SUPPORTED_GROUPS, KeyShareFactory, generate_key_share
@@ -85,7 +85,7 @@ class ServerConfig:
     ``credentials(server_name, signature_algorithms)`` gives the credential for a name (None: the client sent none), or
     None, or raises UnrecognizedName. ``ticket_keys`` None: no tickets, no resumption; assign a new object to rotate.
     ``psk_required`` refuses clients that bring no known PSK. ``record_size_limit`` is what this side takes (64..16385);
-    None leaves RFC 8449 unnegotiated: set it only if whoever sends on the connection honours
+    None leaves RFC 8449 unnegotiated: needed where whoever sends on the connection cannot honour
     ``Established.record_size_max``.
     """
 
@@ -99,7 +99,7 @@ class ServerConfig:
     external_psk: Callable[[bytes], ExternalPsk | None] | None = None
     psk_required: bool = False
     client_auth: ClientAuthentication | None = None
-    record_size_limit: int | None = None
+    record_size_limit: int | None = RECORD_SIZE_LIMIT_MAX
     advertise_groups: tuple[int, ...] = ()
     key_log: KeyLog | None = None
     generate_key_share: KeyShareFactory = generate_key_share
@@ -134,7 +134,7 @@ class ClientConfig:
     alpn: tuple[bytes, ...] = ()
     credential: Callable[[CredentialRequest], Credential | None] | None = None
     request_ocsp: bool = True
-    record_size_limit: int | None = None
+    record_size_limit: int | None = RECORD_SIZE_LIMIT_MAX
     compatibility_mode: bool = True
     grease: bool = True
     key_log: KeyLog | None = None

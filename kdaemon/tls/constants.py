@@ -140,6 +140,7 @@ AEAD_TAG_SIZE: Final = 16
 RANDOM_SIZE: Final = 32
 SESSION_ID_SIZE_MAX: Final = 32
 RECORD_SIZE_LIMIT_MIN: Final = 64  # RFC 8449 §4
+RECORD_SIZE_LIMIT_MAX: Final = PLAINTEXT_SIZE_MAX + 1  # with the byte of the content type
 TICKET_LIFETIME_MAX_S: Final = 604_800  # RFC 8446 §4.6.1: seven days
 
 # The largest ClientHello that can be well-formed: version, random, session id, every cipher suite, every compression

@@ -17,7 +17,7 @@ from kdaemon.tls.codec import (
 )
 from kdaemon.tls.constants import (
     NAME_TYPE_HOST_NAME,
-    PLAINTEXT_SIZE_MAX,
+    RECORD_SIZE_LIMIT_MAX,
     RECORD_SIZE_LIMIT_MIN,
     STATUS_TYPE_OCSP,
     ExtensionType,
@@ -217,7 +217,7 @@ def parse_record_size_limit(data: bytes) -> int:
     limit = parse_uint16(data, "record_size_limit")
     if limit < RECORD_SIZE_LIMIT_MIN:
         raise IllegalParameter(f"record_size_limit is {limit}")
-    return min(limit, PLAINTEXT_SIZE_MAX + 1)
+    return min(limit, RECORD_SIZE_LIMIT_MAX)
 
 
 def serialize_record_size_limit(limit: int) -> bytes:

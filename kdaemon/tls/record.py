@@ -14,6 +14,7 @@ from kdaemon.tls.constants import (
     CIPHERTEXT_SIZE_MAX,
     PLAINTEXT_SIZE_MAX,
     RECORD_HEADER_SIZE,
+    RECORD_SIZE_LIMIT_MAX,
     ContentType,
 )
 from kdaemon.tls.errors import (
@@ -52,11 +53,12 @@ class RecordReader:
         "_compatibility_records",
         "_first",
         "_iv",
+        "_record_size_max",
+        "_size_seen",
         "_skipped_size",
         "change_cipher_spec_allowed",
         "early_data_skipping",
         "plaintext_alerts_allowed",
-        "record_size_max",
         "sequence",
     )
 
@@ -72,8 +74,8 @@ class RecordReader:
         self.early_data_skipping = EarlyDataSkipping.NONE
         #: A peer that fails before it has keys can only complain in the clear.
         self.plaintext_alerts_allowed = False
-        #: Content of a protected record, its type included (RFC 8449 §4).
-        self.record_size_max = PLAINTEXT_SIZE_MAX + 1
+        self._record_size_max = RECORD_SIZE_LIMIT_MAX
+        self._size_seen = 0
 
     def feed(self, data: bytes) -> None:
         """Appends received bytes."""
@@ -87,6 +89,12 @@ class RecordReader:
         self._iv = int.from_bytes(iv, "big")
         self.sequence = 0
         self._first = False
+
+    def limit(self, record_size_max: int) -> None:
+        """Bounds the content of protected records with type and padding (RFC 8449 §4), of those already opened, too."""
+        self._record_size_max = record_size_max
+        if self._size_seen > record_size_max:
+            raise RecordOverflow(f"a record has {self._size_seen} bytes after decryption, over our record_size_limit")
 
     def leftover(self) -> bytes:
         """Takes what is behind the last record that was read."""
@@ -171,8 +179,10 @@ class RecordReader:
         self.early_data_skipping = EarlyDataSkipping.NONE
         self.sequence += 1
         self.plaintext_alerts_allowed = False
-        if len(inner) > self.record_size_max:
-            raise RecordOverflow(f"a record has {len(inner)} bytes after decryption")
+        size = len(inner)
+        if size > self._record_size_max:
+            raise RecordOverflow(f"a record has {size} bytes after decryption")
+        self._size_seen = max(self._size_seen, size)
         if inner and inner[-1]:  # no padding, the usual case
             content_type, content = inner[-1], inner[:-1]
         else:
@@ -204,7 +214,7 @@ class RecordWriter:
         self._iv = 0
         self.sequence = 0
         #: Content of a protected record, its type included: the peer's record_size_limit (RFC 8449 §4).
-        self.record_size_max = PLAINTEXT_SIZE_MAX + 1
+        self.record_size_max = RECORD_SIZE_LIMIT_MAX
 
     def set_key(self, suite: SuiteParameters, key: bytes, iv: bytes) -> None:
         """From the next record on, protection with this key; the sequence number starts again."""

@@ -309,7 +309,7 @@ class ServerHandshake(Handshake):
             reader.early_data_skipping = EarlyDataSkipping.UNDECRYPTABLE
         limit, peer_limit = self._config.record_size_limit, self._offer.record_size_limit
         if limit is not None and peer_limit is not None:
-            reader.record_size_max = limit
+            reader.limit(limit)
             writer.record_size_max = peer_limit
 
     def _make_certificate_request(self, client_auth: ClientAuthentication) -> bytes:

@@ -67,6 +67,7 @@ ctypedef enum RecordLayerReason:
     REASON_OFF                     # configured off
     REASON_NO_ULP                  # TCP_ULP "tls" refused by this kernel
     REASON_SUITE                   # the kernel has not this cipher suite
+    REASON_RECORD_SIZE             # the peer takes smaller records only, and this kernel makes none
     REASON_COUNT
 
 # What an operation's user_data says in its low bits; the rest is the address of the (64-byte aligned) object it belongs to.
@@ -122,6 +123,7 @@ cdef struct KeyMaterial:
     Secrets secrets
     uint32_t service
     uint32_t site
+    uint16_t record_content_max
     uint32_t attached_length
     uint8_t attached[1]            # install: ciphertext from behind the last handshake record; rekey of tx: the KeyUpdate message
 
@@ -183,6 +185,7 @@ cdef struct Connection:
     uint8_t client_role            # adopted: the peer may send tickets
     uint8_t file_reading           # a READ into `output` is outstanding
     uint8_t output_full            # output holds a batch of the file that is to be sent as it is
+    uint16_t record_content_max    # of a record sent, its type byte not counted: RFC 8449, 16384 without it
 
     int32_t close_errno
     Buffer* output                 # being filled; user layer: sealed up to record_start
@@ -324,6 +327,7 @@ cdef struct Core:
     uint8_t descriptors_short      # an accept is paused: a closed connection resumes it
     uint64_t accept_paused_ns      # when the last EVENT_ACCEPT_PAUSED was sent
     uint32_t ktls_suites           # bit n: suite 0x1300 + n
+    uint8_t ktls_record_size       # TLS_TX_MAX_PAYLOAD_LEN: Linux 6.19
     uint32_t drain_cut
     uint32_t input_bytes_max
 

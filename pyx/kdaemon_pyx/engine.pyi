@@ -38,6 +38,7 @@ class Engine:
         record_layer: str = "auto",        # "auto" | "require" | "off"
         ktls_suites: frozenset[int] = ...,  # cipher suites the kernel was probed to support (kdaemon/ktls.py)
         ktls_rekey: bool = False,          # kernel >= 6.14, probed
+        ktls_record_size: bool = False,    # TLS_TX_MAX_PAYLOAD_LEN: kernel >= 6.19, probed
         deadlines_ms: Mapping[str, int] | None = None,  # handshake, header, body, send, idle, close: what is not named keeps its default
         file_service: FileService | None = None,        # service 0
         services: Mapping[int, ServiceObject] | None = None,  # others by index (the `service` of install())
@@ -71,6 +72,7 @@ class Engine:
         leftover: bytes = b"",             # ciphertext received behind the last handshake record: drained in user space before TLS_RX is set
         service: int = 0,
         site: int = 0,                     # index the service understands (which root, which limits)
+        record_size_max: int = 16385,      # content of a record sent, with its type byte: the peer's record_size_limit (RFC 8449)
     ) -> None:
         """Validate, commit: the connection belongs to the engine from here on -> EVENT_INSTALLED or EVENT_CLOSED.
         All sends queued before are on the wire first. In "require" mode a connection the kernel cannot take is closed."""

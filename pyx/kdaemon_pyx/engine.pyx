@@ -69,7 +69,8 @@ CLOSE_REASONS = (
     "peer", "service", "control", "truncated", "reset", "deadline", "record", "key_update", "limit", "file", "drain", "drain_deadline",
     "resources")
 RECORD_LAYER_REASONS = (
-    "kernel TLS", "kernel TLS is switched off", "this kernel has no TLS (TCP_ULP)", "kernel TLS lacks the cipher suite")
+    "kernel TLS", "kernel TLS is switched off", "this kernel has no TLS (TCP_ULP)", "kernel TLS lacks the cipher suite",
+    "kernel TLS cannot keep the peer's record_size_limit")
 RECORD_LAYER_MODES = {"auto": 0, "require": 1, "off": 2}
 DEADLINES_MS = {"handshake": 10_000, "header": 60_000, "body": 60_000, "send": 60_000, "idle": 75_000, "close": 5_000}
 assert len(CLOSE_REASONS) == CLOSE_REASON_COUNT
@@ -130,7 +131,8 @@ cdef class Engine:
         self.core.event_fd = -1
 
     def __init__(self, *, int cpu=-1, int connections_max=65536, str record_layer="auto",
-                 ktls_suites=frozenset((0x1301, 0x1302, 0x1303)), bint ktls_rekey=False, deadlines_ms=None, file_service=None, services=None):
+                 ktls_suites=frozenset((0x1301, 0x1302, 0x1303)), bint ktls_rekey=False, bint ktls_record_size=False, deadlines_ms=None,
+                 file_service=None, services=None):
         cdef Core* core = self.core
         cdef int i
         if core.command_fd >= 0:
@@ -143,6 +145,7 @@ cdef class Engine:
             if suite & 0xff00 == 0x1300 and suite & 0xff < 32:
                 core.ktls_suites |= <uint32_t>1 << (suite & 31)
         core.ktls_rekey = ktls_rekey
+        core.ktls_record_size = ktls_record_size
         core.input_bytes_max = 65536
         self._set_deadlines({**DEADLINES_MS, **(deadlines_ms or {})})
         for i in range(LISTENERS_MAX):
@@ -292,7 +295,7 @@ cdef class Engine:
 
     def install(self, uint64_t conn, *, int cipher_suite, bytes tx_key not None, bytes tx_iv not None, uint64_t tx_sequence,
                 bytes tx_secret not None, bytes rx_key not None, bytes rx_iv not None, uint64_t rx_sequence, bytes rx_secret not None,
-                bytes resumption_secret=b"", bytes leftover=b"", int service=0, int site=0):
+                bytes resumption_secret=b"", bytes leftover=b"", int service=0, int site=0, int record_size_max=16385):
         cdef Message m
         cdef KeyMaterial* material
         cdef uint32_t key_length = suite_key_length(<uint16_t>cipher_suite)
@@ -303,6 +306,8 @@ cdef class Engine:
             raise ValueError(f"Engine.install: cipher suite {cipher_suite:#06x}: secrets of {hash_length} bytes are needed")
         if not 0 <= service < SERVICES_MAX or self.core.services[service] == NULL:
             raise ValueError(f"Engine.install: there is no service {service}")
+        if not 64 <= record_size_max <= 16385:
+            raise ValueError(f"Engine.install: record_size_max is {record_size_max}, must be 64 to 16385")
         m.kind, m.connection, m.a, m.b = COMMAND_INSTALL, conn, 0, 0
         m.length = <uint32_t>(sizeof(KeyMaterial) + len(leftover))
         m.secret = 1
@@ -323,6 +328,7 @@ cdef class Engine:
         memcpy(material.secrets.resumption, <const char*>resumption_secret, len(resumption_secret))
         material.service = <uint32_t>service
         material.site = <uint32_t>site
+        material.record_content_max = <uint16_t>(record_size_max - 1)
         material.attached_length = <uint32_t>len(leftover)
         memcpy(material.attached, <const char*>leftover, len(leftover))
         self.push_owned(&m)

@@ -17,7 +17,7 @@ from kdaemon_pyx.buffers cimport BUFFER_LARGE, BUFFER_SMALL, BUFFER_SMALL_SIZE, 
 from kdaemon_pyx.core cimport (
     CLOSE_FILE, CLOSE_RESOURCES, CONNECTION_CLOSING, OPERATION_FILE_READ, RECORD_LAYER_USER, Connection, File)
 from kdaemon_pyx.lifecycle cimport connection_mark, connection_terminate, file_release, operation_data
-from kdaemon_pyx.output cimport output_capacity, output_seal
+from kdaemon_pyx.output cimport output_capacity, output_cut, output_fit, output_limited, output_seal
 from kdaemon_pyx.record cimport CONTENT_APPLICATION_DATA, RECORD_HEADER, RECORD_OVERHEAD, RECORD_PLAINTEXT_MAX
 from kdaemon_pyx.uring cimport uring_sqe
 
@@ -103,7 +103,7 @@ cdef int output_for_file(Connection* c) noexcept nogil:
         c.record_length = 0
         held = 0
     if c.output == NULL or c.output.capacity == BUFFER_SMALL_SIZE:
-        if held + c.file_remaining + 2 * RECORD_OVERHEAD > BUFFER_SMALL_SIZE - BUFFER_TAIL:
+        if output_limited(c) or held + c.file_remaining + 2 * RECORD_OVERHEAD > BUFFER_SMALL_SIZE - BUFFER_TAIL:
             large = pool_take(&c.core.pool, BUFFER_LARGE)
     if large != NULL:
         if c.output != NULL:
@@ -118,7 +118,8 @@ cdef int output_for_file(Connection* c) noexcept nogil:
 
 
 cdef uint32_t file_vectors(Connection* c, lu.iovec* vectors, uint32_t* total) noexcept nogil:
-    """Where the next bytes of the file go in ``output``: a piece per record. The number of pieces; their sum in ``total``."""
+    """Where the next bytes of the file go in ``output``: a piece per record, or one that is cut into small records afterwards. The number
+    of pieces; their sum in ``total``."""
     cdef uint32_t capacity = output_capacity(c.output)
     cdef uint32_t count = 0
     cdef uint32_t position = c.output_length
@@ -134,6 +135,14 @@ cdef uint32_t file_vectors(Connection* c, lu.iovec* vectors, uint32_t* total) no
         if piece > left:
             piece = left
         vectors[0].iov_base = c.output.data + c.output_length
+        vectors[0].iov_len = piece
+        total[0] = <uint32_t>piece
+        return 1
+    if output_limited(c):
+        piece = output_fit(c)
+        if piece > left:
+            piece = left
+        vectors[0].iov_base = c.output.data + position + RECORD_HEADER + filled
         vectors[0].iov_len = piece
         total[0] = <uint32_t>piece
         return 1
@@ -165,7 +174,11 @@ cdef void file_bytes_read(Connection* c, uint32_t length) noexcept nogil:
     c.file_offset += length
     c.file_remaining -= length
     c.output_full = 1
-    if c.record_layer == RECORD_LAYER_USER:
+    if output_limited(c):
+        c.record_length += length
+        if output_cut(c) < 0:
+            return
+    elif c.record_layer == RECORD_LAYER_USER:
         while left:
             piece = RECORD_PLAINTEXT_MAX - c.record_length
             if piece > capacity - c.output_length - RECORD_OVERHEAD - c.record_length:

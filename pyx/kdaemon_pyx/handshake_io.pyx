@@ -16,8 +16,8 @@ from kdaemon_pyx cimport liburing as lu
 from kdaemon_pyx.buffers cimport pool_give
 from kdaemon_pyx.core cimport (
     CLOSE_RESET, CLOSE_RESOURCES, CLOSE_SERVICE, CONNECTION_CLOSING, CONNECTION_ESTABLISHED, OPERATION_RECEIVE, REASON_KERNEL,
-    REASON_NO_ULP, REASON_OFF, REASON_SUITE, RECORD_LAYER_KERNEL, RECORD_LAYER_USER, SERVICES_MAX, Connection, KeyMaterial)
-from kdaemon_pyx.ktls cimport KTLS_RX, KTLS_TX, ktls_set_keys, ktls_suite_known
+    REASON_NO_ULP, REASON_OFF, REASON_RECORD_SIZE, REASON_SUITE, RECORD_LAYER_KERNEL, RECORD_LAYER_USER, SERVICES_MAX, Connection, KeyMaterial)
+from kdaemon_pyx.ktls cimport KTLS_RX, KTLS_TX, ktls_set_keys, ktls_set_record_content_max, ktls_suite_known
 from kdaemon_pyx.libcrypto cimport OPENSSL_cleanse
 from kdaemon_pyx.lifecycle cimport (
     EVENT_KIND_END_OF_FILE, EVENT_KIND_INSTALLED, EVENT_KIND_RECORDS, connection_handle, connection_terminate, connection_would_block,
@@ -146,6 +146,8 @@ cdef int install_keys(Connection* c, const KeyMaterial* material) noexcept nogil
         c.reason = REASON_NO_ULP
     elif not ktls_suite_known(suite) or not (c.core.ktls_suites >> (suite & 31)) & 1:
         c.reason = REASON_SUITE
+    elif material.record_content_max < RECORD_PLAINTEXT_MAX and not c.core.ktls_record_size:
+        c.reason = REASON_RECORD_SIZE
     else:
         c.reason = REASON_KERNEL
     if c.reason != REASON_KERNEL and c.core.record_layer_mode == 1:
@@ -168,6 +170,10 @@ cdef int install_keys(Connection* c, const KeyMaterial* material) noexcept nogil
     result = ktls_set_keys(c.fd, KTLS_TX, suite, material.tx_key, material.tx_iv, material.tx_sequence)
     if result < 0:
         return result
+    if material.record_content_max < RECORD_PLAINTEXT_MAX:
+        result = ktls_set_record_content_max(c.fd, material.record_content_max)
+        if result < 0:
+            return result
     c.kernel_tx_records = material.tx_sequence
     if c.cipher == NULL:
         result = ktls_set_keys(c.fd, KTLS_RX, suite, material.rx_key, material.rx_iv, material.rx_sequence)
@@ -187,6 +193,7 @@ cdef void handshake_install(Connection* c) noexcept nogil:
         connection_terminate(c, CLOSE_RESOURCES, -result)
         return
     c.secrets = material.secrets
+    c.record_content_max = material.record_content_max
     c.service = c.core.services[material.service]
     c.site = material.site
     if not c.receive_keys_pending:

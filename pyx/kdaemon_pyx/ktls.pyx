@@ -86,6 +86,13 @@ cdef int ktls_set_keys(
     return result
 
 
+cdef int ktls_set_record_content_max(int fd, uint16_t record_content_max) noexcept nogil:
+    """Smaller records, from Linux 6.19 on; TLS_TX must be set. 0 or a negative errno."""
+    if setsockopt(fd, tls.SOL_TLS, tls.TLS_TX_MAX_PAYLOAD_LEN, &record_content_max, sizeof(record_content_max)) < 0:
+        return -errno
+    return 0
+
+
 cdef void ktls_control_prepare_send(ControlMessage* m, uint8_t content_type, uint32_t length) noexcept nogil:
     """A message that makes one record of ``content_type`` from the first ``length`` bytes of its data."""
     cdef cmsghdr* header = <cmsghdr*>m.control

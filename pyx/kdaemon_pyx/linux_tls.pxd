@@ -17,12 +17,16 @@ cdef extern from "<linux/tls.h>" nogil:
     #ifndef TLS_RX_EXPECT_NO_PAD
     #define TLS_RX_EXPECT_NO_PAD 4
     #endif
+    #ifndef TLS_TX_MAX_PAYLOAD_LEN
+    #define TLS_TX_MAX_PAYLOAD_LEN 5
+    #endif
     """
     int SOL_TLS
     int TCP_ULP
     int TLS_TX
     int TLS_RX
     int TLS_RX_EXPECT_NO_PAD
+    int TLS_TX_MAX_PAYLOAD_LEN
     int TLS_SET_RECORD_TYPE
     int TLS_GET_RECORD_TYPE
     int TLS_1_3_VERSION

@@ -149,14 +149,14 @@ cdef int64_t record_open(
         memset(record + RECORD_HEADER, 0, length)
         return -EBADMSG
     keys.sequence += 1
+    if length > RECORD_PLAINTEXT_MAX + 1:
+        return -EMSGSIZE                           # padding counts (section 5.4)
     # Section 5.4: the content type is the last octet that is not zero. The scan leaks only the padding's length.
     while length > 0 and record[RECORD_HEADER + length - 1] == 0:
         length -= 1
     if length == 0:
         return -EPROTO
     length -= 1
-    if length > RECORD_PLAINTEXT_MAX:
-        return -EMSGSIZE
     content_type[0] = record[RECORD_HEADER + length]
     return length
 

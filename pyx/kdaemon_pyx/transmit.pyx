@@ -54,10 +54,21 @@ cdef bint transmit_idle(Connection* c) noexcept nogil:
 # --- items: handshake bytes, control records, new keys ------------------------------------------------------------------
 
 cdef int transmit_item(Connection* c, uint8_t kind, uint8_t content_type, const uint8_t* data, uint32_t length) noexcept nogil:
-    """Queues a copy of ``data``. 0, -ENOMEM, or -EINVAL for a control record over 16384 bytes."""
+    """Queues a copy of ``data``. 0, -ENOMEM, or -EINVAL for a control record over 16384 bytes. A control record that is too long for the
+    peer becomes several."""
     cdef Item* item
-    if kind == ITEM_CONTROL and length > RECORD_PLAINTEXT_MAX:
-        return -EINVAL
+    cdef uint32_t piece
+    cdef int result
+    if kind == ITEM_CONTROL:
+        if length > RECORD_PLAINTEXT_MAX:
+            return -EINVAL
+        while length > c.record_content_max and c.established:
+            piece = c.record_content_max
+            result = transmit_item(c, kind, content_type, data, piece)
+            if result < 0:
+                return result
+            data += piece
+            length -= piece
     item = <Item*>malloc(sizeof(Item) + length)
     if item == NULL:
         return -ENOMEM
@@ -266,7 +277,7 @@ cdef void submit_send(Connection* c) noexcept nogil:
 
 cdef void count_records(Connection* c, uint32_t length) noexcept nogil:
     """Kernel layer: an upper bound of the records under this key. Few left: the control thread is told; none: the connection ends."""
-    c.kernel_tx_records += (length + RECORD_PLAINTEXT_MAX - 1) // RECORD_PLAINTEXT_MAX
+    c.kernel_tx_records += (length + c.record_content_max - 1) // c.record_content_max
     if c.kernel_tx_records + KEY_LIMIT_MARGIN < suite_records_max(c.secrets.cipher_suite):
         return
     if not c.key_limit_told and c.core.ktls_rekey:

@@ -23,7 +23,8 @@ from tls_pair import (
     server_identity,
 )
 
-from kdaemon.tls import errors
+from kdaemon.tls import client_hello, errors
+from kdaemon.tls import server as server_module
 from kdaemon.tls.configuration import ClientAuthentication, ExternalPsk
 from kdaemon.tls.constants import CipherSuite, NamedGroup
 from kdaemon.tls.key_exchange import SUPPORTED_GROUPS
@@ -237,6 +238,37 @@ def test_record_size_limit():
     assert_agree(client, server)
     assert client.established.record_size_max == 500
     assert server.established.record_size_max == 200
+
+
+def test_record_size_limit_is_negotiated_unless_one_end_is_without():
+    for client_limit, server_limit, negotiated in ((16385, 16385, True), (None, 16385, False), (16385, None, False)):
+        client = make_client(client_config(record_size_limit=client_limit))
+        server = make_server(server_config(record_size_limit=server_limit))
+        hello = client.data_to_send()
+        server.receive(hello)
+        assert (b"\x00\x1c\x00\x02\x40\x01" in hello) == (client_limit is not None)
+        assert (b"\x00\x1c\x00\x02\x40\x01" in server._flight) == negotiated
+    assert client_config().record_size_limit == server_config().record_size_limit == 16385
+
+
+@pytest.mark.parametrize("liar", ["client", "server"])
+def test_more_than_the_limit_is_a_record_overflow(monkeypatch, liar):
+    """One end takes 77 bytes and tells the other 16385."""
+    module = client_hello if liar == "client" else server_module
+    monkeypatch.setattr(module, "serialize_record_size_limit", lambda _: b"\x40\x01")
+    identity = tls_pair.issue("client", tls_pair.make_key("p256"), tls_pair.authority())
+    verify = ClientAuthentication(tls_pair.trust().verify_client)
+    client = make_client(
+        client_config(credential=lambda _: identity.credential(), record_size_limit=77 if liar == "client" else 16385)
+    )
+    server = make_server(server_config(client_auth=verify, record_size_limit=77 if liar == "server" else 16385))
+    server_module._encrypted_extensions.cache_clear()
+    try:
+        with pytest.raises(errors.RecordOverflow):
+            run(client, server, client_identity=identity)
+    finally:
+        server_module._encrypted_extensions.cache_clear()
+    assert isinstance((client if liar == "client" else server)._error, errors.RecordOverflow)
 
 
 def test_ocsp_staple():

@@ -63,6 +63,7 @@ def make_client(trace: dict, key_log) -> ClientHandshake:
         groups=tuple(trace["groups"]),
         key_share_groups=(trace["groups"][0],),
         alpn=(b"http/1.1",),
+        record_size_limit=None,  # as when the traces were captured
         key_log=key_log,
         generate_key_share=seeded.key_share,
     )
@@ -89,6 +90,7 @@ def make_server(trace: dict, key_log) -> ServerHandshake:
         cipher_suites=(trace["suite"],),
         groups=tuple(trace["groups"]),
         alpn=(b"http/1.1",),
+        record_size_limit=None,  # as when the traces were captured
         key_log=key_log,
         generate_key_share=seeded.key_share,
     )
