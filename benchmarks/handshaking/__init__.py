@@ -1,0 +1,1 @@
+"""What benchmarks/handshake measures: engines in memory, and servers and clients over sockets."""
