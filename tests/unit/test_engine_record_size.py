@@ -1,6 +1,7 @@
 """RFC 8449 in the engine: no record is larger than the peer takes, whatever is sent."""
 
 import errno
+import socket
 from collections.abc import Iterator
 
 import pytest
@@ -110,14 +111,19 @@ def test_padding_counts(running: RunningEngine) -> None:
 # --- where the kernel would do the records, and can make none that are small enough ---------
 
 
-@pytest.mark.guest
-def test_auto_gives_the_connection_to_the_user_layer_and_says_why() -> None:
-    running = start("auto")
+def installed_small(layer: str) -> tuple[RunningEngine, socket.socket, int]:
+    running = start(layer)
     sock = running.connect()
     sock.sendall(HELLO)
     conn = running.event(e.EVENT_RECORDS)[1]
     running.engine.install(conn, **install_arguments(record_size_max=1000))
     running.engine.flush()
+    return running, sock, conn
+
+
+@pytest.mark.guest
+def test_auto_gives_the_connection_to_the_user_layer_and_says_why() -> None:
+    running, sock, conn = installed_small("auto")
     assert running.event(e.EVENT_INSTALLED, conn)[2:] == ("user", "kernel TLS cannot keep the peer's record_size_limit")
     peer = RecordPeer(sock)
     peer.send(DATA[:5000])
@@ -128,12 +134,7 @@ def test_auto_gives_the_connection_to_the_user_layer_and_says_why() -> None:
 
 @pytest.mark.guest
 def test_require_refuses_it() -> None:
-    running = start("require")
-    sock = running.connect()
-    sock.sendall(HELLO)
-    conn = running.event(e.EVENT_RECORDS)[1]
-    running.engine.install(conn, **install_arguments(record_size_max=1000))
-    running.engine.flush()
+    running, sock, conn = installed_small("require")
     assert running.event(e.EVENT_CLOSED, conn)[3] == errno.EOPNOTSUPP
     sock.close()
     running.stop()
