@@ -149,6 +149,7 @@ class KernelRecords:
         """Attaches the ULP and installs the keys. Raises OSError; before the first key nothing has changed."""
         assert not established.leftover
         self._socket = sock
+        self._content_max = established.record_size_max - 1
         self._cipher_suite = established.cipher_suite
         self.tx_records = 0
         tx, rx = established.tx, established.rx
@@ -158,13 +159,12 @@ class KernelRecords:
         sock.setsockopt(socket.IPPROTO_TCP, ktls.TCP_ULP, b"tls")
         sock.setsockopt(ktls.SOL_TLS, ktls.TLS_TX, tx_info)
         if established.record_size_max < RECORD_SIZE_LIMIT_MAX:
-            content_max = struct.pack("=H", established.record_size_max - 1)
-            sock.setsockopt(ktls.SOL_TLS, ktls.TLS_TX_MAX_PAYLOAD_LEN, content_max)
+            sock.setsockopt(ktls.SOL_TLS, ktls.TLS_TX_MAX_PAYLOAD_LEN, struct.pack("=H", self._content_max))
         sock.setsockopt(ktls.SOL_TLS, ktls.TLS_RX, rx_info)
 
     def send(self, content_type: int, data: bytes) -> int:
         # The kernel may begin a record anywhere in what it takes: each send makes one more than it fills, at most.
-        self.tx_records += len(data) // PLAINTEXT_SIZE_MAX + 2
+        self.tx_records += len(data) // self._content_max + 2
         if content_type == ContentType.APPLICATION_DATA:
             return self._socket.send(data)
         ancillary = [(ktls.SOL_TLS, TLS_SET_RECORD_TYPE, bytes((content_type,)))]

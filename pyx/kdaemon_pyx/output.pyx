@@ -50,7 +50,7 @@ cdef int output_cut(Connection* c) noexcept nogil:
     while i:                                       # from the back: each piece makes room for the overhead of those before it
         memmove(start + i * (size + RECORD_OVERHEAD), start + i * size, left - i * size if i == whole else size)
         i -= 1
-    for i in range(whole):
+    while left > size:
         c.record_length = size
         result = output_seal(c, CONTENT_APPLICATION_DATA)
         if result < 0:
