@@ -60,6 +60,11 @@ class HandshakeDriver:
         self.failed = 0
         self.reasons: dict[str, int] = {}  # why handshakes failed, by the name of the fact
 
+    @property
+    def under_way(self) -> int:
+        """Handshakes that have begun and not ended."""
+        return len(self._handshakes)
+
     def configure(self, config: ServerConfig, policy: ConnectionPolicy) -> None:
         """New connections begin with this."""
         self._config = config

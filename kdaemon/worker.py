@@ -88,6 +88,8 @@ class Worker:
         self._redirects: list[RedirectServer] = []
         self._engine: Engine | None = None
         self._more_events = False  # were left in the engine's queue
+        # None: not ours to choose, because whoever started the daemon did, or because a sandbox forbids it
+        self._engine_policy = os.SCHED_OTHER if os.sched_getscheduler(0) == os.SCHED_OTHER else None
         self._engine_error = ""
         self._thread = threading.Thread(target=self._run_engine, name="engine", daemon=True)
         self._wake_reader, self._wake_writer = socket.socketpair()
@@ -107,6 +109,7 @@ class Worker:
             if self._engine is not None:  # what the last batch of events, or a deadline just now, left to send
                 self._keys.flush()
                 self._engine.flush()
+                self._schedule_engine()
             for fd, mask in self._epoll.poll(0.0 if self._more_events else timeout_s):
                 if reader := self._readers.get(fd):
                     self._read(fd, reader, mask)
@@ -210,6 +213,24 @@ class Worker:
         self._wake_reader.recv(64)
         self._say({"type": "failed", "reason": self._engine_error})
         self._leaving = True
+
+    def _schedule_engine(self) -> None:
+        """Whether what wakes the engine stops this thread at once, or only where it pauses.
+
+        Both share a CPU, and in the middle of handshakes the switches there and back, two for each of them, cost more
+        than they bring: as long as any is under way, the engine has its turn when this thread waits, and between two
+        batches of events. Without them it runs as soon as it is woken.
+        """
+        policy = os.SCHED_BATCH if self._driver.under_way else os.SCHED_OTHER
+        if self._engine_policy is not None and self._engine_policy != policy:
+            self._engine_policy = policy
+            assert self._thread.native_id is not None
+            try:
+                os.sched_setscheduler(self._thread.native_id, policy, os.sched_param(0))
+            except OSError:
+                self._engine_policy = None
+        if self._more_events and policy == os.SCHED_BATCH:
+            os.sched_yield()
 
     def _engine_events(self, _mask: int) -> None:
         assert self._engine is not None
