@@ -245,7 +245,7 @@ def _start_openssl(setting: Setting, used: Account) -> Server:
     process = _popen(command, setting, used, **quiet)
     address = ("127.0.0.1", port)
     _wait_until_it_answers(process, address, "openssl s_server")
-    return Server("openssl", version, address, used, process, "user")
+    return Server("openssl", version, address, used, process, "user", setting.cpus)
 
 
 NODE_SERVER = """\
@@ -277,7 +277,7 @@ def _start_node(setting: Setting, used: Account) -> Server:
     process = _popen([node(), "-e", NODE_SERVER, *map(str, arguments)], setting, used)
     address = ("127.0.0.1", port)
     _wait_until_it_answers(process, address, "Node")
-    return Server("node", version, address, used, process, "user")
+    return Server("node", version, address, used, process, "user", setting.cpus)
 
 
 START: dict[str, Callable[[Setting, Account], Server]] = {

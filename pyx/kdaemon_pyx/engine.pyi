@@ -24,6 +24,8 @@ EVENT_CONNECTED: Final[int]       # (kind, conn, cookie): adopt() is done; conn 
 EVENT_REKEYED: Final[int]         # (kind, conn, direction: int, errno)
 EVENT_KEY_LIMIT: Final[int]       # (kind, conn, keys: ConnectionKeys): few records are left under the tx key; without a KeyUpdate the connection ends
 
+CONNECTION_BYTES: Final[int]      # of the engine's structure per connection; libcrypto's contexts of the user layer come on top
+
 Event: TypeAlias = tuple[object, ...]
 
 # (cipher_suite, tx_secret, rx_secret, resumption_secret): what Python needs to continue a connection it has forgotten

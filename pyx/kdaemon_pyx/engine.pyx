@@ -13,7 +13,7 @@ from libc.string cimport memcpy, memset
 from kdaemon_pyx.atomics cimport exchange_u32, fence_seq_cst, load_relaxed_u32, load_relaxed_u64
 from kdaemon_pyx.buffers cimport pool_setup, pool_teardown
 from kdaemon_pyx.core cimport (
-    CLOSE_REASON_COUNT, LISTENERS_MAX, REASON_COUNT, RECORD_LAYER_KERNEL, SERVICES_MAX, Core, KeyMaterial, Secrets)
+    CLOSE_REASON_COUNT, CONNECTION_STRIDE, LISTENERS_MAX, REASON_COUNT, RECORD_LAYER_KERNEL, SERVICES_MAX, Core, KeyMaterial, Secrets)
 from kdaemon_pyx.file_service cimport FileService
 from kdaemon_pyx.libcrypto cimport OPENSSL_cleanse
 from kdaemon_pyx.lifecycle cimport (
@@ -73,6 +73,7 @@ RECORD_LAYER_REASONS = (
     "kernel TLS cannot keep the peer's record_size_limit")
 RECORD_LAYER_MODES = {"auto": 0, "require": 1, "off": 2}
 DEADLINES_MS = {"handshake": 10_000, "header": 60_000, "body": 60_000, "send": 60_000, "idle": 75_000, "close": 5_000}
+CONNECTION_BYTES = CONNECTION_STRIDE               # sizeof(Connection) at most, or no Engine can be made
 assert len(CLOSE_REASONS) == CLOSE_REASON_COUNT
 assert len(RECORD_LAYER_REASONS) == REASON_COUNT
 
