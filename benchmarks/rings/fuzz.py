@@ -10,6 +10,7 @@ the first time. Every million entries is a run of its own with the next seed; th
 import argparse
 import collections
 import ctypes
+import gc
 import json
 import sys
 import tempfile
@@ -22,7 +23,7 @@ from kdaemon_pyx.client_harness import Harness, fetch_alters
 from benchmarks.rings import variants
 
 RUN_ENTRIES = 1_000_000
-HEAP_GROWTH_MAX = 1 << 16  # bytes, over all runs but the first
+HEAP_GROWTH_MAX = 1 << 14  # bytes, over all runs but the first
 
 
 class _Mallinfo2(ctypes.Structure):
@@ -45,6 +46,7 @@ class _Mallinfo2(ctypes.Structure):
 
 def heap_bytes() -> int:
     """What malloc has given out: the sanitizer's count where it is, the C library's otherwise."""
+    gc.collect()
     library = ctypes.CDLL(None)
     try:
         function = library.__sanitizer_get_current_allocated_bytes
