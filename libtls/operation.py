@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import weakref
 from collections.abc import Callable, Sequence
@@ -57,7 +58,7 @@ class Operation(Generic[Value]):
     def wait(self, timeout: float | None = None) -> Value:
         """Blocks until it is done; its value or its exception. After `timeout` seconds TimeoutError; it goes on."""
         if not self.lane.ring.wait(self.raw, timeout):
-            raise TimeoutError(f"{self.raw!r} is not done after {timeout} s; it goes on")
+            raise TimeoutError(errno.ETIMEDOUT, f"{self.raw!r} is not done after {timeout} s; it goes on")
         return self.value
 
     def cancel(self) -> Operation[bool]:
@@ -73,7 +74,8 @@ class Operation(Generic[Value]):
     def destroy(self) -> None:
         """Gives its arena block back. BlockingIOError (EBUSY) in flight, BufferError while a view exists."""
         if not self.done:
-            raise BlockingIOError(16, "the operation is in flight: wait for it or cancel it before it is destroyed")
+            text = "the operation is in flight: wait for it or cancel it before it is destroyed"
+            raise BlockingIOError(errno.EBUSY, text)
         self.raw.release()
 
     def __enter__(self) -> Operation[Value]:

@@ -120,6 +120,9 @@ cdef int64_t honest_run(Honest* honest, ClientService* service, uint8_t opcode, 
         return -1
     result = (<int64_t*> completion)[1]
     memcpy(honest.shadow + (completion - honest.memory), completion, sizeof(client.completions[0]))
+    if client_fetch_alters():        # this build's daemon altered the entry itself, and the parameters if it took them
+        memcpy(honest.shadow + (<uint8_t*> submission - honest.memory), submission, sizeof(client_submission))
+        memcpy(honest.shadow + (<uint8_t*> client.slots - honest.memory), client.slots, sizeof(client.slots[0]))
     client_publish(&client.header.completion_head, honest.tail)
     return result
 

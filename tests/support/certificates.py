@@ -63,6 +63,7 @@ def _certificate(
     from_days: int = -1,
     to_days: int = 30,
     pss: bool = False,
+    purposes: Sequence[x509.ObjectIdentifier] = (ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH),
 ) -> x509.Certificate:
     now = datetime.datetime.now(datetime.UTC)
     builder = (
@@ -96,9 +97,7 @@ def _certificate(
             x509.SubjectAlternativeName([_alternative_name(name) for name in names]), critical=False
         )
     if not authority:
-        builder = builder.add_extension(
-            x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]), critical=False
-        )
+        builder = builder.add_extension(x509.ExtendedKeyUsage(purposes), critical=False)
     algorithm = None if isinstance(issuer_key, ed25519.Ed25519PrivateKey) else hashes.SHA256()
     rsa_padding = padding.PSS(padding.MGF1(hashes.SHA256()), padding.PSS.DIGEST_LENGTH) if pss else None
     return builder.sign(issuer_key, algorithm, rsa_padding=rsa_padding)
@@ -124,10 +123,12 @@ def issue(
     intermediates: int = 0,
     expired: bool = False,
     pss: bool = False,
+    client_only: bool = False,
 ) -> Issued:
     """Makes a root, `intermediates` intermediate authorities and a server certificate with a key of `kind` for `names`.
 
     `pss`: the root's key is RSA and it signs with RSASSA-PSS. `expired`: the leaf's validity ended yesterday.
+    `client_only`: the leaf may be used by clients only.
     The files go to `directory`, which is made if need be.
     """
     directory.mkdir(parents=True, exist_ok=True)
@@ -140,7 +141,8 @@ def issue(
         issuer_name, issuer_key, pss = name, key, False
     key = make_key(kind)
     validity = {"from_days": -10, "to_days": -1} if expired else {}
-    leaf = _certificate(names[0], key, issuer_name, issuer_key, names=names, pss=pss, **validity)
+    use = {"purposes": (ExtendedKeyUsageOID.CLIENT_AUTH,)} if client_only else {}
+    leaf = _certificate(names[0], key, issuer_name, issuer_key, names=names, pss=pss, **validity, **use)
     certificate, ca = directory / "cert.pem", directory / "ca.pem"
     certificate.write_bytes(b"".join(map(_pem, [leaf, *chain])))
     ca.write_bytes(_pem(root))
