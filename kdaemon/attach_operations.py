@@ -255,7 +255,7 @@ class ClientOperations:
         operation = self._adopting.pop(cookie)
         if operation.key not in self._pending:
             if connection:
-                self._engine.close(connection)  # cancelled meanwhile
+                self._engine.abandon(connection)  # cancelled meanwhile
             return
         if not connection:
             self.answer(operation, -errno.EMFILE)
@@ -346,7 +346,7 @@ class ClientOperations:
 
     def _unlisten(self, number: int) -> None:
         self._driver.forget_listener(number)
-        self._engine.unlisten(number)
+        self._engine.abandon_listener(number)
 
     # Client role
 

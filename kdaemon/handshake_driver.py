@@ -75,7 +75,7 @@ class HandshakeDriver:
         self._listeners[listener] = (config, owner)
 
     def forget_listener(self, listener: int) -> None:
-        """Its connections under way go on."""
+        """The caller has the engine abandon the connections under way."""
         self._listeners.pop(listener, None)
 
     def begin(self, connection: int, handshake: ClientHandshake, owner: Owner) -> None:
@@ -88,7 +88,7 @@ class HandshakeDriver:
         """Ends a handshake whose owner does not want it any more; the owner is not told."""
         self._owners.pop(connection, None)
         if self._handshakes.pop(connection, None) is not None:
-            self._engine.close(connection)
+            self._engine.abandon(connection)
 
     def records(self, connection: int, data: bytes, listener: int = -1) -> None:
         """Bytes from a connection that is not established yet."""

@@ -63,7 +63,6 @@ cdef extern from "sys/mman.h" nogil:
 cdef enum:
     IN_FLIGHT = 0
     COMPLETE = 1
-    WAIT_MAX_S = 1000000000         # longer is for ever
 
 
 cdef uint64_t monotonic_ns() noexcept nogil:
@@ -440,7 +439,7 @@ cdef class ClientRing:
         cdef int got
         if operation.state == COMPLETE:
             return True
-        if timeout is not None and timeout < WAIT_MAX_S:
+        if timeout is not None and timeout < 1e9:    # longer is for ever
             deadline_ns = monotonic_ns() + <uint64_t> (max(0.0, timeout) * 1e9)
         while True:
             self.reap()

@@ -85,6 +85,10 @@ class Engine:
         """Established state: one record of another type (KeyUpdate, NewSessionTicket, alert), in order with the data."""
     def close(self, conn: int, data: bytes = b"") -> None:
         """Handshake state: send data (an alert record), half-close, linger briefly, close."""
+    def abandon(self, conn: int) -> None:
+        """Close at once, without a word: whom it was for is gone."""
+    def abandon_listener(self, listener: int) -> None:
+        """unlisten(), and those of its connections whose handshake is under way are abandoned."""
     def drain(self, deadline_ms: int) -> None:
         """Stop accepting, finish responses, close idle connections -> EVENT_DRAINED."""
     def stop(self) -> None:

@@ -370,6 +370,16 @@ cdef class Engine:
         m.kind, m.connection, m.a, m.b = COMMAND_CLOSE, conn, 0, 0
         self.push(&m, data, <uint32_t>len(data))
 
+    def abandon(self, uint64_t conn):
+        cdef Message m
+        m.kind, m.connection, m.a, m.b = COMMAND_CLOSE, conn, 1, 0
+        self.push(&m, NULL, 0)
+
+    def abandon_listener(self, int listener):
+        cdef Message m
+        m.kind, m.connection, m.a, m.b = COMMAND_UNLISTEN, <uint64_t>listener, 1, 0
+        self.push(&m, NULL, 0)
+
     def drain(self, int64_t deadline_ms):
         cdef Message m
         m.kind, m.connection, m.a, m.b = COMMAND_DRAIN, 0, 0, deadline_ms

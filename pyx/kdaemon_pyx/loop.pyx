@@ -155,6 +155,9 @@ cdef void command_rekey(Connection* c, Message* message) noexcept nogil:
 
 
 cdef void command_close(Connection* c, Message* message) noexcept nogil:
+    if message.a:                                  # nobody wants it any more: no alert, no lingering
+        connection_terminate(c, CLOSE_CONTROL, 0)
+        return
     if c.finishing or c.state == CONNECTION_CLOSING:
         return
     if c.state == CONNECTION_ESTABLISHED:
@@ -170,6 +173,15 @@ cdef void command_close(Connection* c, Message* message) noexcept nogil:
     c.close_reason = CLOSE_CONTROL
     c.finishing = 1
     connection_mark(c)
+
+
+cdef void command_unlisten(Core* core, Message* message) noexcept nogil:
+    cdef Connection* c = core.live
+    listener_remove(core, <int32_t>message.connection)
+    while message.a and c != NULL:                 # who wanted them is gone: they are not left to their deadlines
+        if c.listener == <int32_t>message.connection and c.state == CONNECTION_HANDSHAKE:
+            connection_terminate(c, CLOSE_CONTROL, 0)
+        c = c.live_next
 
 
 cdef void command_drain(Core* core, uint64_t deadline_ms) noexcept nogil:
@@ -211,7 +223,7 @@ cdef void command_run(Core* core, Message* message) noexcept nogil:
     if message.kind == COMMAND_LISTEN:
         listener_add(core, <int32_t>message.connection, message.a)
     elif message.kind == COMMAND_UNLISTEN:
-        listener_remove(core, <int32_t>message.connection)
+        command_unlisten(core, message)
     elif message.kind == COMMAND_ADOPT:
         connection_adopt(core, message.a, message.b)
     elif message.kind == COMMAND_DRAIN:

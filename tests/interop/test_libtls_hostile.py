@@ -23,7 +23,6 @@ from libtls.attach import attach
 from libtls.functions import tls_listen, tls_open
 
 NOBODY = 65534
-KILLS = 100 if os.environ.get("CI") is None else 1000
 
 
 def socket_of(daemon: Daemon) -> str:
@@ -74,47 +73,6 @@ def victim(daemon: Daemon) -> Iterator[subprocess.Popen[bytes]]:
             yield process
         finally:
             process.kill()
-
-
-def test_killed_clients_leave_nothing(daemon: Daemon) -> None:
-    """Counted after each: clients, connections, descriptors of the worker."""
-    worker = workers(daemon)[0]["pid"]
-    assert isinstance(worker, int)
-    with victim(daemon) as process:
-        assert process.stdout is not None
-        assert read_line(process.stdout, "the first victim is ready") == b"ready\n"
-    eventually(lambda: not status(daemon)["clients"] and workers(daemon)[0]["connections"] == 0, "the first is gone")
-    descriptors = len(os.listdir(f"/proc/{worker}/fd"))  # noqa: PTH208
-    for number in range(KILLS):
-        child = os.fork()
-        if child == 0:
-            with contextlib.suppress(BaseException):
-                die(daemon, number)
-            os._exit(1)
-        _, ended = os.waitpid(child, 0)
-        assert os.WIFSIGNALED(ended), f"round {number}"
-        eventually(lambda: len(os.listdir(f"/proc/{worker}/fd")) <= descriptors, f"round {number}")  # noqa: PTH208
-    assert not status(daemon)["clients"]
-    eventually(lambda: workers(daemon)[0]["connections"] == 0, "their connections are closed")
-    assert workers(daemon)[0]["pid"] == worker
-
-
-def die(daemon: Daemon, number: int) -> None:
-    """In a child: attach, have things under way, and be killed at a point that depends on `number`."""
-    steps = number % 5
-    lane = Lane.attach(socket_of(daemon), operations=64, arena_size=1 << 20)
-    if steps >= 1:
-        listener = tls_listen(certificate="localhost", lane=lane).wait(DEADLINE_S)
-        listener.accept_operation()
-    if steps >= 2:
-        opening = tls_open("localhost", listener.port, cafile=daemon.ca, lane=lane)
-    if steps >= 3:
-        connection = opening.wait(DEADLINE_S)
-        connection.read_operation()
-    if steps >= 4:
-        for _ in range(20):
-            connection.write_operation(bytes(5000))
-    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_a_forked_child_does_not_keep_its_dead_parent_attached(daemon: Daemon) -> None:
