@@ -299,12 +299,16 @@ cdef class ClientRing:
 
     cdef int _reap(self) except -1:
         cdef uint32_t tail = client_observe(&self.header.completion_tail)
-        cdef client_completion* completion
+        cdef client_completion completion
         cdef Operation operation
         cdef int count = 0
         cdef uint8_t ring = 1
-        while self.completion_head != tail:
-            completion = &self.completions[self.completion_head & self.completion_mask]
+        while self.completion_head != tail and not self.dead:
+            completion = self.completions[self.completion_head & self.completion_mask]
+            # A daemon that has detached this program punched the memory out, from its beginning: then neither this nor `tail` was written
+            # by anybody, and the hang-up tells the rest.
+            if (<volatile client_header*> self.header).magic != CLIENT_MAGIC:
+                break
             operation = <Operation> self.operations[completion.slot]
             operation.raw_result = completion.result
             operation.detail = completion.detail
@@ -402,6 +406,8 @@ cdef class ClientRing:
         cdef uint8_t[64] bytes
         cdef uint64_t until = 0
         cdef int got, _
+        if (<volatile client_header*> self.header).magic != CLIENT_MAGIC:
+            return -2                  # punched out: what looks like completions is none
         if self.spin_ns:
             until = monotonic_ns() + (self.spin_ns if timeout_ns < 0 or <uint64_t> timeout_ns > self.spin_ns else timeout_ns)
             while True:

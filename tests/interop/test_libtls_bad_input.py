@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import datetime
 import errno
 import fcntl
 import os
 import signal
 import socket
-import ssl
 import stat
 import threading
 import time
@@ -17,10 +15,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
 from kdaemon_pyx import client_abi as abi
-from support.certificates import Issued, make_key, write_key
+from support.certificates import Issued
 from support.daemon import Daemon, serve, status
 from support.waiting import DEADLINE_S, eventually
 
@@ -316,90 +312,6 @@ def test_host_that_does_not_speak_tls(lane: Lane) -> None:
 
     with listening(greet) as port, pytest.raises(errors.HandshakeError):
         tls_open("127.0.0.1", port, lane=lane).wait(DEADLINE_S)
-
-
-# Certificates: each a different error
-
-
-def self_signed(directory: Path) -> Issued:
-    """For localhost, by itself."""
-    key = make_key("ecdsa-p256")
-    name = x509.Name([x509.NameAttribute(x509.oid.NameOID.COMMON_NAME, "localhost")])
-    now = datetime.datetime.now(datetime.UTC)
-    builder = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
-    )
-    certificate = builder.sign(key, hashes.SHA256())
-    path = directory / "self-signed.pem"
-    path.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-    return Issued(path, write_key(directory / "self-signed.key", key), path, certificate)
-
-
-@contextlib.contextmanager
-def presenting(issued: Issued) -> Iterator[int]:
-    """A TLS server with this certificate, by Python's ssl; its port."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(issued.certificate, issued.key)
-
-    def handshake(taken: socket.socket) -> None:
-        with contextlib.suppress(OSError), taken:
-            context.wrap_socket(taken, server_side=True).close()
-
-    with listening(handshake) as port:
-        yield port
-
-
-def refused(lane: Lane, presented: Issued, trusted: Path) -> errors.TlsError:
-    with presenting(presented) as port, pytest.raises(errors.TlsError) as failure:
-        tls_open("localhost", port, cafile=trusted, lane=lane).wait(DEADLINE_S)
-    assert failure.value.errno == errno.EKEYREJECTED
-    return failure.value
-
-
-def test_expired_certificate(lane: Lane, make_issued: Callable[..., Issued]) -> None:
-    issued = make_issued(expired=True)
-    assert type(refused(lane, issued, issued.ca)) is errors.CertificateExpired
-
-
-def test_certificate_of_another_name(lane: Lane, make_issued: Callable[..., Issued]) -> None:
-    issued = make_issued(names=("other.example",))
-    assert type(refused(lane, issued, issued.ca)) is errors.CertificateNameMismatch
-
-
-def test_certificate_of_an_unknown_authority(lane: Lane, make_issued: Callable[..., Issued]) -> None:
-    assert type(refused(lane, make_issued(), make_issued().ca)) is errors.CertificateUntrusted
-
-
-def test_self_signed_certificate(lane: Lane, make_issued: Callable[..., Issued], tmp_path: Path) -> None:
-    assert type(refused(lane, self_signed(tmp_path), make_issued().ca)) is errors.CertificateSelfSigned
-
-
-def test_bad_certificate(lane: Lane, make_issued: Callable[..., Issued]) -> None:
-    """It may not be used by a server."""
-    issued = make_issued(client_only=True)
-    assert type(refused(lane, issued, issued.ca)) is errors.CertificateBad
-
-
-def test_a_trusted_self_signed_certificate_is_accepted(lane: Lane, tmp_path: Path) -> None:
-    issued = self_signed(tmp_path)
-    with presenting(issued) as port:
-        tls_open("localhost", port, cafile=issued.ca, lane=lane).wait(DEADLINE_S).close()
-
-
-@pytest.mark.parametrize(
-    "pem", [b"not a certificate", b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"]
-)
-def test_trust_anchors_that_are_none(daemon: Daemon, lane: Lane, pem: bytes) -> None:
-    with pytest.raises(errors.TlsError) as failure:
-        tls_open("localhost", daemon.port, cadata=pem, lane=lane).wait(DEADLINE_S)
-    assert failure.value.errno == errno.EINVAL
 
 
 # Too much

@@ -400,3 +400,17 @@ def test_a_child_cannot_use_its_parents_ring(lane: Lane) -> None:
             os._exit(code)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     assert lane.run(abi.NOP).result == 0
+
+
+def test_a_detached_program_takes_no_zeros_for_completions() -> None:
+    """The daemon punches the memory out while the program still looks at it: the hang-up ends what is in flight."""
+    lane = Lane()
+    lane.run(abi.NOP)
+    operation = lane.ring.post(abi.OPEN, parameters=NEVER)
+    (client,) = lane.harness.clients.status()
+    lane.harness.clients.detach(client["client"])
+    wait_for(lambda: not lane.harness.clients.status())
+    assert lane.ring.reap() == 0
+    assert lane.ring.wait(operation, DEADLINE_S)
+    assert operation.result == -errno.ECONNRESET
+    lane.close()
