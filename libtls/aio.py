@@ -1,22 +1,22 @@
 """libtls for asyncio: streams, and a Transport under which existing protocols run unchanged.
 
-A lane belongs to the event loop that uses it first. The loop watches the lane's doorbell; while completions keep
-coming, the ring is looked at once per turn of the loop instead, without system calls of its own.
+A lane belongs to the event loop that uses it first, which watches the lane's doorbell. What moves a connection's
+bytes is compiled (kdaemon_pyx.client_stream); the transport here is what begins and ends.
 """
 
 from __future__ import annotations
 
 import asyncio
 import errno
-from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from kdaemon_pyx import client_abi as abi
 from kdaemon_pyx.client_ring import Operation as RingOperation
+from kdaemon_pyx.client_stream import LaneReader, Stream
 
-from libtls.connection import WRITE_PIECE_SIZE, Connection, Listener
-from libtls.errors import ArenaFull, DaemonGone, RingFull, TlsError, error_of
+from libtls.connection import Connection, Listener
+from libtls.errors import DaemonGone, RingFull, TlsError, error_from
 from libtls.functions import current_lane, tls_listen, tls_open
 from libtls.operation import Lane, Operation
 
@@ -26,57 +26,17 @@ if TYPE_CHECKING:
 Value = TypeVar("Value")
 
 ACCEPTS_IN_FLIGHT = 16
-IDLE_TURNS = 2  # turns of the loop without a completion before the doorbell is asked for
-HIGH_WATER = 256 * 1024
-READ_SIZE_MIN = 2048  # what an idle connection keeps of the arena; a read that is filled doubles the next one
-READ_SIZE_MAX = 262144
 
 
-class _LaneReader:
-    """Takes a lane's completions in an event loop."""
-
-    def __init__(self, lane: Lane, loop: asyncio.AbstractEventLoop) -> None:
-        self.loop = loop
-        self._ring = lane.ring
-        self._idle_turns = 0
-        self._awake = False
-        self._fd = lane.ring.fileno()
-        loop.add_reader(self._fd, self._rung)
-        self.poll_soon()
-
-    def poll_soon(self) -> None:
-        """Something was posted: look at the ring in the next turns."""
-        self._idle_turns = 0
-        if not self._awake:
-            self._awake = True
-            self.loop.call_soon(self._poll)
-
-    def _rung(self) -> None:
-        if not self._ring.disarm():
-            self.loop.remove_reader(self._fd)
-            return
-        self._ring.reap()
-        self.poll_soon()
-
-    def _poll(self) -> None:
-        if self._ring.is_dead:
-            self._awake = False
-            return
-        self._idle_turns = 0 if self._ring.reap() else self._idle_turns + 1
-        if self._idle_turns > IDLE_TURNS and self._ring.arm():
-            self._awake = False
-        else:
-            self.loop.call_soon(self._poll)
-
-
-def _reader(lane: Lane) -> _LaneReader:
+def _reader(lane: Lane) -> LaneReader:
     loop = asyncio.get_running_loop()
     reader = lane.asyncio_reader
     if reader is None or reader.loop.is_closed():
-        reader = lane.asyncio_reader = _LaneReader(lane, loop)
+        reader = lane.asyncio_reader = LaneReader(lane.ring, loop)
     elif reader.loop is not loop:
         raise RuntimeError("this lane belongs to another event loop: attach one per loop")
-    return reader  # type: ignore[no-any-return]
+    assert isinstance(reader, LaneReader)
+    return reader
 
 
 async def wait(operation: Operation[Value]) -> Value:
@@ -86,7 +46,7 @@ async def wait(operation: Operation[Value]) -> Value:
     if not raw.done:
         future = reader.loop.create_future()
         lane.ring.on_done(raw, lambda _: _resolve(future))
-        reader.poll_soon()
+        reader.soon()
         try:
             await future
         except asyncio.CancelledError:
@@ -111,158 +71,25 @@ class Transport(asyncio.Transport):
         self._handle = connection.handle
         self._protocol = protocol
         self._reader = _reader(connection.lane)
-        self._reading = True
-        self._read_in_flight = False
-        self._read_size = READ_SIZE_MIN
-        self._held: RingOperation | None = None  # a read that came while reading was paused
-        self._waiting: deque[memoryview] = deque()  # data that found no room in the ring or the arena
-        self._waiting_size = 0
-        self._in_flight = 0  # bytes of WRITEs
-        self._high, self._low = HIGH_WATER, HIGH_WATER // 4
-        self._paused = False
+        self._stream = stream = Stream(connection.lane.ring, self._reader, connection.handle, self)
+        stream.set_protocol(protocol)
+        # The stream's own methods, called without a frame in between.
+        self.write = stream.write  # type: ignore[method-assign]
+        self.pause_reading = stream.pause_reading  # type: ignore[method-assign]
+        self.resume_reading = stream.resume_reading  # type: ignore[method-assign]
+        self.is_reading = stream.is_reading  # type: ignore[method-assign]
+        self.get_write_buffer_size = stream.write_buffer_size  # type: ignore[method-assign]
+        self.get_write_buffer_limits = stream.write_buffer_limits  # type: ignore[method-assign]
+        self.set_write_buffer_limits = stream.set_write_buffer_limits  # type: ignore[method-assign]
         self._closing = False
         self._eof_wanted = False
         self._close_posted = False
         self._lost = False
         loop.call_soon(protocol.connection_made, self)
-        loop.call_soon(self._read)
-
-    # Reading
-
-    def is_reading(self) -> bool:
-        return self._reading and not self._closing
-
-    def pause_reading(self) -> None:
-        self._reading = False
-
-    def resume_reading(self) -> None:
-        self._reading = True
-        if (held := self._held) is not None:
-            self._held = None
-            self._loop.call_soon(self._deliver, held)
-        else:
-            self._read()
-
-    def _read(self) -> None:
-        if self._read_in_flight or self._held is not None or not self._reading or self._closing or self._lost:
-            return
-        try:
-            raw = self._lane.post(abi.READ, self._handle, length=self._read_size)
-        except (RingFull, ArenaFull):
-            self._loop.call_later(0.001, self._read)
-            return
-        except TlsError as error:
-            self._fail(error)
-            return
-        self._read_in_flight = True
-        self._lane.ring.on_done(raw, self._read_done)
-        self._reader.poll_soon()
-
-    def _read_done(self, raw: RingOperation) -> None:
-        self._read_in_flight = False
-        if raw.result == self._read_size:
-            self._read_size = min(2 * self._read_size, READ_SIZE_MAX)
-        elif 4 * raw.result < self._read_size:
-            self._read_size = max(self._read_size // 2, READ_SIZE_MIN)
-        if self._lost or (self._closing and raw.result <= 0):
-            return
-        if not self._reading and raw.result > 0:
-            self._held = raw
-            return
-        self._deliver(raw)
-
-    def _deliver(self, raw: RingOperation) -> None:
-        if raw.result < 0:
-            self._fail(error_of(raw))
-        elif raw.result == 0:
-            self._end_of_data()
-        else:
-            if isinstance(self._protocol, asyncio.BufferedProtocol):
-                self._deliver_buffered(self._protocol, raw)
-            else:
-                data = raw.bytes()
-                raw.release()
-                self._protocol.data_received(data)  # type: ignore[attr-defined]
-            self._read()
-
-    def _deliver_buffered(self, protocol: asyncio.BufferedProtocol, raw: RingOperation) -> None:
-        with memoryview(raw) as data:
-            position = 0
-            while position < len(data):
-                with memoryview(protocol.get_buffer(len(data) - position)).cast("B") as target:
-                    size = min(len(target), len(data) - position)
-                    target[:size] = data[position : position + size]
-                protocol.buffer_updated(size)
-                position += size
-        raw.release()
-
-    def _end_of_data(self) -> None:
-        if not self._closing and not self._protocol.eof_received():  # type: ignore[attr-defined]
-            self.close()
-
-    # Writing
-
-    def write(self, data: ReadableBuffer) -> None:
-        if self._closing or self._eof_wanted:
-            raise RuntimeError("the transport is closing" if self._closing else "write_eof() was called")
-        if self._lost:
-            return
-        view = memoryview(data).cast("B")
-        if not self._waiting and len(view) <= WRITE_PIECE_SIZE:
-            if view and not self._post_write(view):
-                self._wait_with(bytes(view))
-        else:
-            self._wait_with(bytes(view))
-        if not self._paused and self._in_flight + self._waiting_size > self._high:
-            self._paused = True
-            self._protocol.pause_writing()
+        loop.call_soon(stream.start)
 
     def writelines(self, list_of_data: Iterable[ReadableBuffer]) -> None:
         self.write(b"".join(list_of_data))
-
-    def _wait_with(self, data: bytes) -> None:
-        view = memoryview(data)
-        self._waiting_size += len(view)
-        self._waiting.extend(view[begin : begin + WRITE_PIECE_SIZE] for begin in range(0, len(view), WRITE_PIECE_SIZE))
-        self._flush()
-
-    def _post_write(self, view: memoryview) -> bool:
-        """False: the ring or the arena is full just now."""
-        try:
-            raw = self._lane.post(abi.WRITE, self._handle, data=view)
-        except (RingFull, ArenaFull):
-            if not self._in_flight:
-                self._loop.call_later(0.001, self._flush)
-            return False
-        except TlsError as error:
-            self._fail(error)
-            return True
-        self._in_flight += len(view)
-        raw.context = len(view)
-        self._lane.ring.on_done(raw, self._write_done)
-        self._reader.poll_soon()
-        return True
-
-    def _flush(self) -> None:
-        while self._waiting and not self._lost and self._in_flight < max(self._high, WRITE_PIECE_SIZE):
-            if not self._post_write(self._waiting[0]):
-                return
-            self._waiting_size -= len(self._waiting.popleft())
-        if not self._waiting and not self._lost:
-            self._finish_writing()
-
-    def _write_done(self, raw: RingOperation) -> None:
-        assert isinstance(raw.context, int)
-        self._in_flight -= raw.context
-        if self._lost:
-            return
-        if raw.result < 0:
-            self._fail(error_of(raw))
-            return
-        self._flush()
-        if self._paused and self._in_flight + self._waiting_size <= self._low:
-            self._paused = False
-            self._protocol.resume_writing()
 
     def can_write_eof(self) -> bool:
         return True
@@ -270,17 +97,35 @@ class Transport(asyncio.Transport):
     def write_eof(self) -> None:
         if not self._eof_wanted and not self._closing:
             self._eof_wanted = True
-            self._flush()
+            self._stream.end_writing()
+            self._stream.flush()
 
-    def get_write_buffer_size(self) -> int:
-        return self._in_flight + self._waiting_size
+    # What the stream tells
 
-    def get_write_buffer_limits(self) -> tuple[int, int]:
-        return self._low, self._high
+    def ended(self, result: int, detail: int) -> None:
+        if self._lost or self._closing:
+            return
+        if result < 0:
+            self._fail(error_from(result, detail, abi.READ))
+        elif not self._protocol.eof_received():  # type: ignore[attr-defined]
+            self.close()
 
-    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
-        self._high = high if high is not None else (4 * low if low is not None else HIGH_WATER)
-        self._low = low if low is not None else self._high // 4
+    def failed(self, result: int, detail: int) -> None:
+        self._fail(error_from(result, detail, abi.WRITE))
+
+    def raised(self, error: Exception, what: str) -> None:
+        self._loop.call_exception_handler(
+            {"message": f"protocol.{what}() failed", "exception": error, "transport": self, "protocol": self._protocol}
+        )
+        if what in ("data_received", "buffer_updated"):
+            self._fail(error)
+
+    def flushed(self) -> None:
+        """Everything is posted: what ends this direction queues up behind it."""
+        if self._closing and not self._close_posted:
+            self._post_close(0)
+        elif self._eof_wanted and not self._closing:
+            self._post_eof()
 
     # The end
 
@@ -290,25 +135,17 @@ class Transport(asyncio.Transport):
     def close(self) -> None:
         if not self._closing and not self._lost:
             self._closing = True
-            self._flush()
+            self._stream.stop()
+            self._stream.flush()
 
     def abort(self) -> None:
-        self._waiting.clear()
-        self._waiting_size = 0
         self._fail(None)
 
-    def _finish_writing(self) -> None:
-        """Everything is posted: what ends this direction queues up behind it."""
-        if self._closing and not self._close_posted:
-            self._post_close(0)
-        elif self._eof_wanted and not self._closing:
-            self._eof_posted()
-
-    def _eof_posted(self) -> None:
+    def _post_eof(self) -> None:
         try:
             self._lane.post(abi.SHUTDOWN, self._handle, argument=abi.SHUTDOWN_WRITE)
         except RingFull:
-            self._loop.call_later(0.001, self._flush)
+            self._loop.call_later(0.001, self._stream.flush)
         except TlsError as error:
             self._fail(error)
 
@@ -323,13 +160,14 @@ class Transport(asyncio.Transport):
             return
         self._close_posted = True
         self._lane.ring.on_done(raw, lambda _: self._gone(None))
-        self._reader.poll_soon()
+        self._reader.soon()
 
     def _fail(self, error: Exception | None) -> None:
         """Broken, or aborted: what is queued is given up."""
         if self._lost:
             return
         self._closing = True
+        self._stream.give_up()
         if not self._close_posted and not self._lane.ring.is_dead:
             self._post_close(1)
         self._gone(error)
@@ -337,11 +175,12 @@ class Transport(asyncio.Transport):
     def _gone(self, error: Exception | None) -> None:
         if not self._lost:
             self._lost = True
-            self._held = None
+            self._stream.give_up()
             self._loop.call_soon(self._protocol.connection_lost, error)
 
     def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
         self._protocol = protocol
+        self._stream.set_protocol(protocol)
 
     def get_protocol(self) -> asyncio.BaseProtocol:
         return self._protocol
@@ -375,7 +214,7 @@ class Server:
             self._stop()
             return
         lane.ring.on_done(raw, self._accepted)
-        _reader(lane).poll_soon()
+        _reader(lane).soon()
 
     def _accepted(self, raw: RingOperation) -> None:
         if raw.result > 0:
@@ -398,7 +237,7 @@ class Server:
                 self.listener.lane.post(abi.CLOSE, self.listener.handle)
             except TlsError:
                 return  # the daemon is gone, and the listener with it
-            _reader(self.listener.lane).poll_soon()
+            _reader(self.listener.lane).soon()
 
     async def wait_closed(self) -> None:
         await asyncio.shield(self._closed)

@@ -165,9 +165,14 @@ _BY_ERRNO: dict[int, tuple[type[TlsError], str]] = {
 
 def error_of(operation: Operation) -> TlsError:
     """The exception for an operation that is done with a negative result."""
-    number, detail = -operation.result, operation.detail
+    return error_from(operation.result, operation.detail, operation.opcode)
+
+
+def error_from(result: int, detail: int, opcode: int) -> TlsError:
+    """The exception for a completion: a negative errno and the fact behind it."""
+    number = -result
     kind, alert = detail & 0xFFFF0000, detail & 0xFFFF
-    what = abi.OPCODE_NAMES[operation.opcode]
+    what = abi.OPCODE_NAMES[opcode]
     error: TlsError
     if kind in (abi.DETAIL_ALERT_SENT, abi.DETAIL_ALERT_RECEIVED):
         received = kind == abi.DETAIL_ALERT_RECEIVED

@@ -148,6 +148,8 @@ class Lane:
 
     def close(self) -> None:
         """Detaches: the daemon closes every connection of this lane."""
+        if self.asyncio_reader is not None:
+            self.asyncio_reader.close()
         self.ring.close()
 
 

@@ -14,7 +14,7 @@
 
 #define CLIENT_MAGIC 0x6b64746cu /* "kdtl" */
 #define CLIENT_VERSION_MAJOR 1   /* changes when an old client cannot work any more: refused with EPROTONOSUPPORT */
-#define CLIENT_VERSION_MINOR 0   /* changes when something is added: the lower of the two is in force */
+#define CLIENT_VERSION_MINOR 1   /* changes when something is added: the lower of the two is in force */
 
 /* ---- hello: the first bytes on the attach socket, in both directions ------------------------------------------------ */
 
@@ -84,7 +84,7 @@ struct client_header {            /* at offset 0; the areas follow at the offset
 
 struct client_submission {        /* 64 bytes: one cache line */
     uint8_t opcode;               /*  0 */
-    uint8_t flags;                /*  1: zero */
+    uint8_t flags;                /*  1: CLIENT_SUBMISSION_*, since version 1.1; else zero */
     uint16_t argument;            /*  2: SHUTDOWN: direction; else zero */
     uint32_t slot;                /*  4: names the operation until its completion; < slot_count and not in use */
     uint64_t handle;              /*  8: handle of a connection or listener, 0: the ring itself */
@@ -96,6 +96,8 @@ struct client_submission {        /* 64 bytes: one cache line */
     uint64_t target_user_data;    /* 48: CANCEL: its user_data, which must agree */
     uint64_t reserved;            /* 56: zero */
 };
+
+#define CLIENT_SUBMISSION_QUIET 1u /* a completion that is no error does not ring the doorbell */
 
 struct client_completion {        /* 32 bytes */
     uint64_t user_data;           /*  0 */

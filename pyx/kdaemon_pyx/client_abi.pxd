@@ -7,6 +7,7 @@ cdef extern from "client_abi.h" nogil:
         CLIENT_MAGIC
         CLIENT_VERSION_MAJOR
         CLIENT_VERSION_MINOR
+        CLIENT_SUBMISSION_QUIET
         CLIENT_LANE_ANY
         CLIENT_PAGE
         CLIENT_AWAKE

@@ -2,7 +2,8 @@
 
 READ is answered from what the core offers by ``on_data`` (plaintext whose tag was verified); WRITE is copied into the connection's output
 buffer, so that a client that rewrites its arena meanwhile alters nothing that was sealed already. Once per loop turn the rings are
-looked at; an idle turn says "asleep" to the clients and leaves a poll of the service's epoll fd with the uring.
+looked at; at its end what completed is published, and an idle turn says "asleep" to the clients and leaves a poll of the service's epoll fd
+with the uring.
 """
 
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
@@ -17,9 +18,8 @@ from kdaemon_pyx.client_endpoint cimport (
     client_connection_closed, client_deliver, client_end_of_data, client_established, client_read_failed, client_sent,
 )
 from kdaemon_pyx.client_operations cimport client_run_ready
-from kdaemon_pyx.client_queue cimport client_publish_completions
 from kdaemon_pyx.client_service cimport (
-    client_service_detach_all, client_service_prepare_sleep, client_service_turn, client_service_wake,
+    client_service_awake, client_service_detach_all, client_service_prepare_sleep, client_service_publish, client_service_turn, client_service_wake,
 )
 from kdaemon_pyx.client_types cimport CLIENT_ATTACHED, CLIENT_NONE, Client, ClientBackend, ClientEndpoint, ClientService
 from kdaemon_pyx.connection cimport (
@@ -27,7 +27,7 @@ from kdaemon_pyx.connection cimport (
 )
 from kdaemon_pyx.core cimport (
     CLOSE_CONTROL, CLOSE_DEADLINE, CLOSE_DRAIN, CLOSE_DRAIN_DEADLINE, CLOSE_KEY_UPDATE, CLOSE_LIMIT, CLOSE_PEER, CLOSE_RECORD,
-    CLOSE_RESOURCES, CLOSE_SERVICE, CLOSE_TRUNCATED, OPERATION_POLL, RECORD_LAYER_KERNEL, Connection, Core,
+    CLOSE_RESOURCES, CLOSE_SERVICE, CLOSE_TRUNCATED, OPERATION_NONE, OPERATION_POLL, RECORD_LAYER_KERNEL, Connection, Core,
 )
 from kdaemon_pyx.lifecycle cimport connection_mark
 from kdaemon_pyx.liburing cimport io_uring_sqe
@@ -54,7 +54,13 @@ cdef extern from "poll.h" nogil:
     enum:
         POLLIN
 
+cdef extern from "sys/socket.h" nogil:
+    int MSG_DONTWAIT
+    int MSG_NOSIGNAL
+
 cdef enum:
+    SLEEPS_PER_TRIAL = 64      # where spinning did not pay
+    SPIN_MIN_NS = 2000
     ALERT_CLOSE_NOTIFY = 0
     ALERT_BAD_RECORD_MAC = 20
 
@@ -107,6 +113,16 @@ cdef void close(ClientEndpoint* endpoint, bint orderly) noexcept nogil:
     client_connection_closed(endpoint, 0 if orderly else -ECONNRESET, 0)
 
 
+cdef void ring(Client* client) noexcept nogil:
+    """In the submission that carries the turn's sends, behind them: on a shared CPU the program runs when those are out."""
+    cdef Core* core = <Core*> client.service.engine
+    cdef io_uring_sqe* sqe = uring_sqe(&core.uring)
+    # A full socket means that a ring is on its way already; a closed one is seen by the hang-up. Never waits, so nothing has to be joined.
+    lu.io_uring_prep_send(sqe, client.doorbell_fd, <void*> b"!", 1, MSG_DONTWAIT | MSG_NOSIGNAL)
+    lu.io_uring_sqe_set_flags(sqe, lu.IOSQE_CQE_SKIP_SUCCESS)
+    lu.io_uring_sqe_set_data64(sqe, OPERATION_NONE)
+
+
 # --- the service: what the engine tells of a connection -------------------------------------------------------------------
 
 cdef int on_established(Connection* c) noexcept nogil:
@@ -122,13 +138,10 @@ cdef int on_established(Connection* c) noexcept nogil:
     return 0
 
 
-# The core may call the service after this turn's on_turn(): what it completed must not wait for the next one, which may be far away.
+# Operations that waited behind a barrier start at once; what completed is published by on_rest(), once per turn and client.
 cdef void settle(Client* client) noexcept nogil:
-    if client.state != CLIENT_ATTACHED:
-        return
-    if client.ready_head != CLIENT_NONE:
+    if client.state == CLIENT_ATTACHED and client.ready_head != CLIENT_NONE:
         client_run_ready(client)
-    client_publish_completions(client)
 
 
 cdef void tell_end(Connection* c, ClientEndpoint* endpoint) noexcept nogil:
@@ -211,28 +224,53 @@ cdef uint64_t clock_ns() noexcept nogil:
     return <uint64_t> now.tv_sec * 1000000000 + <uint64_t> now.tv_nsec
 
 
-cdef bint on_turn(Core* core) noexcept nogil:
+cdef void on_turn(Core* core) noexcept nogil:
     cdef ClientService* clients = <ClientService*> core.services[SERVICE_INDEX].context
-    cdef io_uring_sqe* sqe
-    cdef uint64_t now_ns
+    clients.engine = core
     if core.stopping:
         client_service_detach_all(clients)
-        client_service_turn(clients)
-        return False
-    if clients.said_asleep:
+    elif clients.said_asleep:
         clients.said_asleep = False
-        client_service_wake(clients)
-    if client_service_turn(clients):
+        if clients.poll_armed:
+            client_service_awake(clients)            # something else woke the engine
+        else:
+            client_service_wake(clients)
+    clients.worked = client_service_turn(clients) != 0
+
+
+cdef bint spin(ClientService* clients) noexcept nogil:
+    """Whether idle rings are looked at once more. That pays only where the program runs on another CPU meanwhile, so it is tried now and then
+    and kept up as long as it finds something."""
+    cdef uint64_t now_ns
+    if clients.worked:
+        if clients.idle_since_ns:
+            clients.spin_budget_ns = clients.spin_ns
         clients.idle_since_ns = 0
+    if clients.spin_budget_ns == 0:
+        if clients.sleeps % SLEEPS_PER_TRIAL:
+            return False
+        clients.spin_budget_ns = clients.spin_ns
+    now_ns = clock_ns()
+    if clients.idle_since_ns == 0:
+        clients.idle_since_ns = now_ns
+    if now_ns - clients.idle_since_ns < clients.spin_budget_ns:
         return True
-    if clients.spin_ns and clients.clients_used:
-        now_ns = clock_ns()
-        if clients.idle_since_ns == 0:
-            clients.idle_since_ns = now_ns
-        if now_ns - clients.idle_since_ns < clients.spin_ns:
-            return True
+    clients.spin_budget_ns = clients.spin_budget_ns // 2 if clients.spin_budget_ns > SPIN_MIN_NS else 0
+    return False
+
+
+cdef bint on_rest(Core* core) noexcept nogil:
+    cdef ClientService* clients = <ClientService*> core.services[SERVICE_INDEX].context
+    cdef io_uring_sqe* sqe
+    if core.stopping:
+        return False
+    if clients.spin_ns and clients.clients_used and spin(clients):
+        client_service_publish(clients)
+        return True
     if client_service_prepare_sleep(clients):
         return True
+    clients.idle_since_ns = 0
+    clients.sleeps += 1
     clients.said_asleep = True
     if not clients.poll_armed:
         clients.poll_armed = 1
@@ -254,6 +292,7 @@ backend.write = write
 backend.is_sent = is_sent
 backend.shutdown = shutdown
 backend.close = close
+backend.ring = ring
 
 
 cdef class ClientConnections(ServiceObject):
@@ -279,3 +318,4 @@ cdef class ClientConnections(ServiceObject):
         self.table.on_drain = on_drain
         self.table.on_closed = on_closed
         self.table.on_turn = on_turn
+        self.table.on_rest = on_rest

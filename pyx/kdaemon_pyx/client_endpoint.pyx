@@ -120,7 +120,7 @@ cdef void client_finish(Client* client, uint32_t slot, int64_t result, uint32_t 
         client_heap_remove(client, slot)
         operation.deadline_ns = 0
     operation.state = OPERATION_FREE
-    client_post(client, operation.user_data, slot, result, detail)
+    client_post(client, operation.user_data, slot, result, detail, operation.quiet)
     if endpoint.held.head != CLIENT_NONE:
         client_make_ready(client, endpoint)
 

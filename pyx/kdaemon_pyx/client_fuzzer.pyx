@@ -193,7 +193,7 @@ cdef void mutate(Fuzzer* fuzzer, client_submission* submission) noexcept nogil:
     if field == FIELD_OPCODE:
         submission.opcode = <uint8_t> (dice if is_wild else dice % CLIENT_OPCODE_COUNT)
     elif field == FIELD_FLAGS:
-        submission.flags = <uint8_t> dice | 1
+        submission.flags = <uint8_t> dice | 2
     elif field == FIELD_ARGUMENT:
         submission.argument = <unsigned short> (dice % 4 if dice & 1024 else dice)
     elif field == FIELD_SLOT:

@@ -20,7 +20,8 @@ from kdaemon_pyx.client_fuzzer cimport (
 )
 from kdaemon_pyx.client_loopback cimport client_loopback_backend, client_loopback_connections, client_loopback_control
 from kdaemon_pyx.client_service cimport (
-    client_service_detach_all, client_service_is_empty, client_service_prepare_sleep, client_service_turn, client_service_wake,
+    client_service_detach_all, client_service_is_empty, client_service_prepare_sleep, client_service_publish, client_service_turn,
+    client_service_wake,
 )
 from kdaemon_pyx.client_types cimport CLIENT_ATTACHED, Client, ClientService
 
@@ -110,6 +111,7 @@ cdef int64_t honest_run(Honest* honest, ClientService* service, uint8_t opcode, 
     client_publish(&client.header.submission_tail, honest.tail)
     for _ in range(TURNS_MAX):
         client_service_turn(service)
+        client_service_publish(service)
         client_loopback_control(service)
         if client_observe(&client.header.completion_tail) == honest.tail:
             break
@@ -186,6 +188,7 @@ cdef class Harness:
         with nogil:
             client_service_wake(self.clients.service)
             done = client_service_turn(self.clients.service)
+            client_service_publish(self.clients.service)
             client_loopback_control(self.clients.service)
         return done
 
@@ -205,6 +208,7 @@ cdef class Harness:
             client_service_wake(service)
             while not self.stopping:
                 done = client_service_turn(service)
+                client_service_publish(service)
                 client_loopback_control(service)
                 if done:
                     idle_since_ns = 0
@@ -220,9 +224,11 @@ cdef class Harness:
                 poll(&fds, 1, -1)
                 client_service_wake(service)
             client_service_turn(service)
+            client_service_publish(service)
             client_service_detach_all(service)
             while not client_service_is_empty(service):
                 client_service_turn(service)
+                client_service_publish(service)
                 client_loopback_control(service)
 
     def _rewrite(self, seed: int) -> None:
@@ -359,6 +365,7 @@ cdef int run_rounds(
         while idle < TURNS_MAX:
             head = client.submission_head
             client_service_turn(service)
+            client_service_publish(service)
             client_loopback_control(service)
             if service.clients[index] == NULL or client.state != CLIENT_ATTACHED:
                 cut_off[0] += 1

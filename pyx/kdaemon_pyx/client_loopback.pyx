@@ -15,6 +15,7 @@ from kdaemon_pyx.client_endpoint cimport (
     client_connection_closed, client_deliver, client_end_of_data, client_established, client_writable,
 )
 from kdaemon_pyx.client_operations cimport client_control_complete
+from kdaemon_pyx.client_queue cimport client_ring
 from kdaemon_pyx.client_types cimport (
     CLIENT_ATTACHED, CLIENT_EVENT_CANCEL, CLIENT_EVENT_OPERATION, Client, ClientBackend, ClientCommand, ClientEndpoint,
     ClientEvent, ClientService,
@@ -87,6 +88,7 @@ backend.write = loopback_write
 backend.is_sent = loopback_is_sent
 backend.shutdown = loopback_shutdown
 backend.close = loopback_close
+backend.ring = client_ring
 
 
 cdef const ClientBackend* client_loopback_backend() noexcept nogil:

@@ -7,7 +7,8 @@ from libc.string cimport memcpy
 from kdaemon_pyx.client_abi cimport (
     CLIENT_ACCEPT, CLIENT_ADOPT, CLIENT_BARRIER, CLIENT_CANCEL, CLIENT_CLOSE, CLIENT_CONNECT, CLIENT_EXPORT, CLIENT_INFO,
     CLIENT_LISTEN, CLIENT_NOP, CLIENT_OPCODE_COUNT, CLIENT_OPEN, CLIENT_PARAMETER_INSECURE, CLIENT_READ, CLIENT_SHUTDOWN,
-    CLIENT_SHUTDOWN_READ, CLIENT_SHUTDOWN_WRITE, CLIENT_START_TLS, CLIENT_WRITE, client_parameters, client_submission,
+    CLIENT_SHUTDOWN_READ, CLIENT_SHUTDOWN_WRITE, CLIENT_START_TLS, CLIENT_SUBMISSION_QUIET, CLIENT_WRITE, client_parameters,
+    client_submission,
 )
 from kdaemon_pyx.client_control cimport client_binding_new, client_event_free, client_event_new, client_event_push
 from kdaemon_pyx.client_endpoint cimport (
@@ -76,7 +77,7 @@ cdef int validate(Client* client, client_submission* submission, ClientEndpoint*
         return -EINVAL
     if client.operations[submission.slot].state != OPERATION_FREE:
         return -EBUSY
-    if submission.flags or submission.reserved or submission.timeout_ns >> 62:     # 146 years
+    if submission.flags & ~<uint32_t> CLIENT_SUBMISSION_QUIET or submission.reserved or submission.timeout_ns >> 62:     # 146 years
         return -EINVAL
     if submission.argument and (submission.opcode != CLIENT_SHUTDOWN or submission.argument > CLIENT_SHUTDOWN_WRITE):
         return -EINVAL
@@ -109,12 +110,13 @@ cdef void client_submit(Client* client, client_submission* submission) noexcept 
     cdef int error = validate(client, submission, &endpoint)
     if error < 0:
         client.counters.rejected += 1
-        client_post(client, submission.user_data, submission.slot, error, 0)
+        client_post(client, submission.user_data, submission.slot, error, 0, False)
         return
     operation = &client.operations[submission.slot]
     operation.user_data = submission.user_data
     operation.opcode = submission.opcode
     operation.argument = submission.argument
+    operation.quiet = submission.flags & CLIENT_SUBMISSION_QUIET
     operation.offset = submission.offset
     operation.length = submission.length
     operation.done = 0

@@ -20,7 +20,9 @@ cdef int client_next_submission(Client* client, client_submission* submission) n
 cdef bint client_has_submissions(Client* client) noexcept nogil
 cdef void client_fetch_parameters(Client* client, uint32_t slot, client_parameters* parameters) noexcept nogil
 # Post one completion into space reserved by client_next_submission(). Visible after client_publish_completions().
-cdef void client_post(Client* client, uint64_t user_data, uint32_t slot, int64_t result, uint32_t detail) noexcept nogil
+cdef void client_post(Client* client, uint64_t user_data, uint32_t slot, int64_t result, uint32_t detail, bint quiet) noexcept nogil
+# What a backend without better means does to ring.
+cdef void client_ring(Client* client) noexcept nogil
 cdef void client_publish_completions(Client* client) noexcept nogil
 cdef void client_drain_doorbell(Client* client) noexcept nogil
 

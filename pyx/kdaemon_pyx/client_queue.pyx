@@ -53,6 +53,10 @@ cdef extern from "sys/socket.h" nogil:
         MSG_NOSIGNAL
 
 
+cdef enum:
+    RINGS_PER_DRAIN = 32
+
+
 cdef uint64_t page_align(uint64_t size) noexcept nogil:
     return (size + CLIENT_PAGE - 1) & ~(<uint64_t> CLIENT_PAGE - 1)
 
@@ -194,7 +198,7 @@ cdef void client_fetch_parameters(Client* client, uint32_t slot, client_paramete
     client_fetch(parameters, &client.slots[slot], sizeof(client_parameters))
 
 
-cdef void client_post(Client* client, uint64_t user_data, uint32_t slot, int64_t result, uint32_t detail) noexcept nogil:
+cdef void client_post(Client* client, uint64_t user_data, uint32_t slot, int64_t result, uint32_t detail, bint quiet) noexcept nogil:
     cdef client_completion* completion = &client.completions[client.completion_tail & (client.completion_entries - 1)]
     completion.user_data = user_data
     completion.result = result
@@ -202,27 +206,42 @@ cdef void client_post(Client* client, uint64_t user_data, uint32_t slot, int64_t
     completion.detail = detail
     completion.reserved = 0
     client.completion_tail += 1
+    if not quiet or result < 0:
+        client.ring_wanted = True
     client.in_flight -= 1
     client.counters.completions += 1
 
 
-cdef void client_publish_completions(Client* client) noexcept nogil:
+cdef void client_ring(Client* client) noexcept nogil:
     cdef uint8_t ring = 1
+    # A full socket means that a ring is on its way already; a closed one is seen by the hang-up.
+    send(client.doorbell_fd, &ring, 1, MSG_DONTWAIT | MSG_NOSIGNAL)
+
+
+cdef void client_publish_completions(Client* client) noexcept nogil:
     if client.completion_published == client.completion_tail:
         return
     client.completion_published = client.completion_tail
     # Pairs with the program's client_observe(completion_tail): the entries are visible before the index.
     client_publish(&client.header.completion_tail, client.completion_tail)
+    if not client.ring_wanted:
+        return
+    client.ring_wanted = False
     if client_must_ring(&client.header.program_state):
-        # A full socket means that a ring is on its way already; a closed one is seen by the hang-up.
-        send(client.doorbell_fd, &ring, 1, MSG_DONTWAIT | MSG_NOSIGNAL)
+        client.service.backend.ring(client)
         client.counters.doorbells_sent += 1
 
 
 cdef void client_drain_doorbell(Client* client) noexcept nogil:
     cdef uint8_t[256] bytes
-    recv(client.doorbell_fd, bytes, sizeof(bytes), MSG_DONTWAIT)
+    cdef int _
     client.counters.doorbells_received += 1
+    # Every byte is an event of its own (EPOLLET), so they are taken out only now and then, long before the socket is full. A program
+    # that sends more than one byte per ring fills its own socket and is woken less.
+    if client.counters.doorbells_received % RINGS_PER_DRAIN == 0:
+        for _ in range(16):
+            if recv(client.doorbell_fd, bytes, sizeof(bytes), MSG_DONTWAIT) < <ssize_t> sizeof(bytes):
+                break
 
 
 cdef inline void heap_place(Client* client, uint32_t position, uint32_t slot) noexcept nogil:

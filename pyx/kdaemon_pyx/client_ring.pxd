@@ -1,14 +1,24 @@
 # The program's side of a client ring.
 
 cimport cython
-from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from kdaemon_pyx.client_abi cimport client_completion, client_header, client_parameters, client_submission
 from kdaemon_pyx.client_arena cimport Arena
 
 
+cdef struct Block:                   # of the arena, per slot: for operations that have no object of their own
+    uint64_t offset
+    uint32_t length
+
+
+cdef class Pending:
+    cdef int completed(self, ClientRing ring, uint32_t slot, int64_t result, uint32_t detail) except -1
+    cdef int run(self) except -1
+
+
 @cython.final
-cdef class Operation:
+cdef class Operation(Pending):
     cdef ClientRing ring
     cdef uint64_t offset               # of the arena block, while has_block
     cdef uint64_t user_data
@@ -42,9 +52,14 @@ cdef class ClientRing:
     cdef readonly uint32_t slot_count
     cdef uint32_t free_count
     cdef uint32_t* free_slots          # stack
+    cdef Block* blocks                 # by slot, for those Pendings that have several operations
+    cdef bint has_quiet                # the daemon knows CLIENT_SUBMISSION_QUIET
     cdef uint64_t user_data            # of the last operation posted
-    cdef list operations               # by slot; keeps what is in flight alive
-    cdef list called_back              # complete, callback not yet run
+    cdef list pending                  # by slot: a Pending, kept alive while it is in flight
+    cdef list called_back              # those whose run() is due
+    cdef bint batching                 # posts do not ring the doorbell: whoever set it does, by ring_now()
+    cdef bint ring_due                 # something was published since the daemon was looked after
+    cdef bint watched                  # somebody watches the doorbell: arm() was called
     cdef list followers                # (operation, lock) of waiting threads that do not sleep on the doorbell themselves
     cdef bint has_leader
     cdef bint dead
@@ -56,13 +71,18 @@ cdef class ClientRing:
     cdef readonly uint64_t doorbells   # sent
 
     cdef void _close_fds(self) noexcept
-    cdef int _submit(self, Operation operation, uint64_t timeout_ns, dict parameters, Operation target, unsigned short argument) except -1
+    cdef client_submission* prepare(self, Pending owner, uint8_t opcode, uint64_t handle) except NULL
+    cdef void publish(self) noexcept
+    cdef void ring_now(self) noexcept
+    cdef long allocate(self, uint32_t length) except? -2
+    cpdef bint arm(self) noexcept
+    cdef int _submit(self, Operation operation, uint64_t timeout_ns, dict parameters, Operation target, uint16_t argument) except -1
     cdef int _check(self) except -1
     cdef int _reap(self) except -1
-    cdef int _complete(self, Operation operation) except -1
+    cdef int _complete(self, Pending owner, uint32_t slot, int64_t result, uint32_t detail) except -1
     cdef int _die(self) except -1
     cdef int _run_callbacks(self) except -1
-    cdef int _sleep(self, Operation operation, int64_t timeout_ns) noexcept nogil
+    cdef int _arm_again(self) except -1
     cdef int _follow(self, Operation operation, int64_t left_ns) except -1
     cdef int _release_followers(self, Operation operation) except -1
     cdef int _promote(self) except -1

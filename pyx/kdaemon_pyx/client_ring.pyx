@@ -10,19 +10,18 @@ cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_FillInfo, PyBuffer_Release, PyObject_GetBuffer
 from cpython.exc cimport PyErr_CheckSignals
 from libc.errno cimport EINTR, errno
-from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
-from libc.string cimport memcpy
+from libc.string cimport memcpy, memset
 from posix.mman cimport MAP_FAILED, MAP_SHARED, PROT_READ, PROT_WRITE, mmap, munmap
-from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 from posix.unistd cimport close
 
 from kdaemon_pyx.client_abi cimport (
     CLIENT_CANCEL, CLIENT_MAGIC, CLIENT_VERSION_MAJOR, CLIENT_WRITE, client_completion, client_header, client_must_ring,
-    client_observe, client_parameters, client_publish, client_relax, client_say_asleep, client_say_awake, client_submission,
-    fill_parameters,
+    client_observe, client_parameters, client_publish, client_say_asleep, client_say_awake, client_submission, fill_parameters,
 )
 from kdaemon_pyx.client_arena cimport arena_allocate, arena_destroy, arena_initialize, arena_release
+from kdaemon_pyx.client_wait cimport client_is_punched, client_sleep, monotonic_ns
 
 import errno as errno_module
 import os
@@ -35,18 +34,6 @@ cdef extern from "errno.h" nogil:
         EAGAIN
         ECONNRESET
         ENOBUFS
-
-cdef extern from "poll.h" nogil:
-    struct pollfd:
-        int fd
-        short events
-        short revents
-    int poll(pollfd* fds, unsigned long count, int timeout_ms)
-    enum:
-        POLLIN
-        POLLHUP
-        POLLERR
-        POLLRDHUP
 
 cdef extern from "sys/socket.h" nogil:
     ssize_t send(int fd, const void* data, size_t length, int flags)
@@ -65,13 +52,17 @@ cdef enum:
     COMPLETE = 1
 
 
-cdef uint64_t monotonic_ns() noexcept nogil:
-    cdef timespec now
-    clock_gettime(CLOCK_MONOTONIC, &now)
-    return <uint64_t> now.tv_sec * 1000000000 + <uint64_t> now.tv_nsec
+cdef class Pending:
+    """What a slot's completion goes to. ``completed`` notes it, while the ring is reaped; ``run`` may call back, afterwards."""
+
+    cdef int completed(self, ClientRing ring, uint32_t slot, int64_t result, uint32_t detail) except -1:
+        return 0                       # 1: run() is due
+
+    cdef int run(self) except -1:
+        return 0
 
 
-cdef class Operation:
+cdef class Operation(Pending):
     """One posted operation. Buffer protocol: the bytes that a completed READ or INFO got, in the arena, without a copy."""
 
     def __init__(self):
@@ -80,6 +71,22 @@ cdef class Operation:
     def __dealloc__(self):
         if self.has_block and self.ring is not None:
             arena_release(&self.ring.arena_state, self.offset)
+
+    cdef int completed(self, ClientRing ring, uint32_t slot, int64_t result, uint32_t detail) except -1:
+        self.raw_result = result
+        self.detail = detail
+        self.state = COMPLETE
+        if self.opcode == CLIENT_WRITE and self.has_block and not self.exports:
+            self.has_block = False
+            arena_release(&ring.arena_state, self.offset)
+        if ring.followers:
+            ring._release_followers(self)
+        return self.callback is not None
+
+    cdef int run(self) except -1:
+        callback, self.callback = self.callback, None
+        callback(self)
+        return 0
 
     @property
     def done(self) -> bool:
@@ -155,12 +162,14 @@ cdef class ClientRing:
         self.slot_count = header.slot_count
         self.arena_size = header.arena_size
         self.free_slots = <uint32_t*> malloc(self.slot_count * sizeof(uint32_t))
-        if self.free_slots == NULL or arena_initialize(&self.arena_state, header.arena_size) < 0:
+        self.blocks = <Block*> malloc(self.slot_count * sizeof(Block))
+        self.has_quiet = header.version_minor >= 1
+        if self.free_slots == NULL or self.blocks == NULL or arena_initialize(&self.arena_state, header.arena_size) < 0:
             raise MemoryError
         for slot in range(self.slot_count):
             self.free_slots[self.slot_count - 1 - slot] = slot
         self.free_count = self.slot_count
-        self.operations = [None] * self.slot_count
+        self.pending = [None] * self.slot_count
         self.followers = []
         self.called_back = []
         self.pid = os.getpid()
@@ -171,6 +180,7 @@ cdef class ClientRing:
         if self.memory != NULL and self.pid == os.getpid():
             munmap(self.memory, self.memory_size)
         free(self.free_slots)
+        free(self.blocks)
         arena_destroy(&self.arena_state)
         self._close_fds()
 
@@ -235,7 +245,7 @@ cdef class ClientRing:
                     if self.free_count == 0:
                         raise BlockingIOError(EAGAIN, f"all {self.slot_count} operations of the ring are in flight: wait for one")
                 if length:
-                    offset = arena_allocate(&self.arena_state, length)
+                    offset = self.allocate(length)
                     if offset < 0:
                         raise OSError(ENOBUFS, f"no room for {length} bytes in the ring's arena of {self.arena_size}: "
                                                "release operations whose data was used")
@@ -255,36 +265,61 @@ cdef class ClientRing:
                 PyBuffer_Release(&view)
         return operation
 
-    cdef int _submit(self, Operation operation, uint64_t timeout_ns, dict parameters, Operation target, unsigned short argument) except -1:
-        cdef uint32_t slot = self.free_slots[self.free_count - 1]
-        cdef client_submission* submission = &self.submissions[self.submission_tail & self.submission_mask]
-        cdef uint8_t ring = 1
+    cdef int _submit(self, Operation operation, uint64_t timeout_ns, dict parameters, Operation target, uint16_t argument) except -1:
+        cdef client_submission* submission
+        # Before the slot is taken: what it raises must leave nothing behind.
         if parameters is not None:
-            fill_parameters(&self.slots[slot], parameters)
-        self.free_count -= 1
-        self.user_data += 1
-        operation.slot = slot
-        operation.user_data = self.user_data
-        self.operations[slot] = operation
-        # There is room: entries in the ring are at most the slots in flight, and the daemon makes no fewer entries than slots.
-        submission.opcode = operation.opcode
-        submission.flags = 0
+            fill_parameters(&self.slots[self.free_slots[self.free_count - 1]], parameters)
+        submission = self.prepare(operation, operation.opcode, operation.handle)
+        operation.slot = submission.slot
+        operation.user_data = submission.user_data
         submission.argument = argument
-        submission.slot = slot
-        submission.handle = operation.handle
-        submission.user_data = operation.user_data
         submission.timeout_ns = timeout_ns
         submission.offset = operation.offset
         submission.length = operation.length
-        submission.target_slot = 0 if target is None else target.slot
-        submission.target_user_data = 0 if target is None else target.user_data
-        submission.reserved = 0
+        if target is not None:
+            submission.target_slot = target.slot
+            submission.target_user_data = target.user_data
+        self.publish()
+        if not self.batching:
+            self.ring_now()
+        return 0
+
+    # Takes a free slot, of which there must be one, and the next entry: zero but for opcode, handle, slot, user_data.
+    # publish() has to follow.
+    cdef client_submission* prepare(self, Pending owner, uint8_t opcode, uint64_t handle) except NULL:
+        # There is room: entries in the ring are at most the slots in flight, and the daemon makes no fewer entries than slots.
+        cdef client_submission* submission = &self.submissions[self.submission_tail & self.submission_mask]
+        self.free_count -= 1
+        self.user_data += 1
+        memset(submission, 0, sizeof(client_submission))
+        submission.opcode = opcode
+        submission.handle = handle
+        submission.slot = self.free_slots[self.free_count]
+        submission.user_data = self.user_data
+        self.pending[submission.slot] = owner
+        return submission
+
+    cdef void publish(self) noexcept:
         self.submission_tail += 1
         client_publish(&self.header.submission_tail, self.submission_tail)
-        if client_must_ring(&self.header.daemon_state):
-            send(self.doorbell_fd, &ring, 1, MSG_DONTWAIT | MSG_NOSIGNAL)
-            self.doorbells += 1
-        return 0
+        self.ring_due = True
+
+    # Wakes the daemon if it sleeps and something was published since the last time.
+    cdef void ring_now(self) noexcept:
+        cdef uint8_t ring = 1
+        if self.ring_due and not self.dead:
+            self.ring_due = False
+            if client_must_ring(&self.header.daemon_state):
+                send(self.doorbell_fd, &ring, 1, MSG_DONTWAIT | MSG_NOSIGNAL)
+                self.doorbells += 1
+
+    # A block of the arena, or -1. Looks for completions that give some back before it says no.
+    cdef long allocate(self, uint32_t length) except? -2:
+        cdef long offset = arena_allocate(&self.arena_state, length)
+        if offset < 0 and self._reap():
+            offset = arena_allocate(&self.arena_state, length)
+        return offset
 
     def cancel(self, Operation target) -> Operation:
         """Posts CANCEL: result 0 (it ends with ECANCELED or its real result), or -ENOENT, -EALREADY."""
@@ -300,54 +335,43 @@ cdef class ClientRing:
     cdef int _reap(self) except -1:
         cdef uint32_t tail = client_observe(&self.header.completion_tail)
         cdef client_completion completion
-        cdef Operation operation
         cdef int count = 0
-        cdef uint8_t ring = 1
         while self.completion_head != tail and not self.dead:
             completion = self.completions[self.completion_head & self.completion_mask]
             # A daemon that has detached this program punched the memory out, from its beginning: then neither this nor `tail` was written
             # by anybody, and the hang-up tells the rest.
-            if (<volatile client_header*> self.header).magic != CLIENT_MAGIC:
+            if client_is_punched(self.header):
                 break
-            operation = <Operation> self.operations[completion.slot]
-            operation.raw_result = completion.result
-            operation.detail = completion.detail
-            self._complete(operation)
+            self._complete(<Pending> self.pending[completion.slot], completion.slot, completion.result, completion.detail)
             # After the operation's state: a leader that looks at both without the GIL sees the one or the other.
             self.completion_head += 1
             count += 1
         if count:
             client_publish(&self.header.completion_head, self.completion_head)
             # Room for completions is what an idle daemon may be waiting for before it takes more submissions.
-            if (client_observe(&self.header.submission_head) != self.submission_tail
-                    and client_must_ring(&self.header.daemon_state)):
-                send(self.doorbell_fd, &ring, 1, MSG_DONTWAIT | MSG_NOSIGNAL)
-                self.doorbells += 1
+            if client_observe(&self.header.submission_head) != self.submission_tail:
+                self.ring_due = True
+                if not self.batching:
+                    self.ring_now()
         return count
 
-    cdef int _complete(self, Operation operation) except -1:
-        self.operations[operation.slot] = None
-        self.free_slots[self.free_count] = operation.slot
+    cdef int _complete(self, Pending owner, uint32_t slot, int64_t result, uint32_t detail) except -1:
+        self.pending[slot] = None
+        self.free_slots[self.free_count] = slot
         self.free_count += 1
-        operation.state = COMPLETE
-        if operation.opcode == CLIENT_WRITE and operation.has_block and not operation.exports:
-            operation.has_block = False
-            arena_release(&self.arena_state, operation.offset)
-        if self.followers:
-            self._release_followers(operation)
-        if operation.callback is not None:
-            self.called_back.append(operation)
+        if owner.completed(self, slot, result, detail):
+            self.called_back.append(owner)
         return 0
 
     cdef int _die(self) except -1:
-        cdef Operation operation
+        cdef uint32_t slot
         if self.dead:
             return 0
         self.dead = True
-        for operation in list(self.operations):
-            if operation is not None:
-                operation.raw_result = -ECONNRESET
-                self._complete(operation)
+        for slot in range(self.slot_count):
+            owner = self.pending[slot]
+            if owner is not None:
+                self._complete(<Pending> owner, slot, -ECONNRESET, 0)
         return 0
 
     def reap(self) -> int:
@@ -361,11 +385,18 @@ cdef class ClientRing:
         return count
 
     cdef int _run_callbacks(self) except -1:
-        cdef Operation operation
+        cdef list due
+        cdef Py_ssize_t position = 0
         while self.called_back:
-            operation = self.called_back.pop(0)
-            callback, operation.callback = operation.callback, None
-            callback(operation)
+            due, self.called_back = self.called_back, []
+            position = 0
+            try:
+                while position < len(due):
+                    position += 1
+                    (<Pending> due[position - 1]).run()
+            finally:
+                if position < len(due):      # one of them raised: the others are not its victims
+                    self.called_back = due[position:] + self.called_back
         return 0
 
     def on_done(self, Operation operation, object callback) -> None:
@@ -375,12 +406,14 @@ cdef class ClientRing:
         else:
             operation.callback = callback
 
-    def arm(self) -> bool:
+    cpdef bint arm(self) noexcept:
         """Ask for the doorbell. False: completions are there already, reap instead of waiting."""
         if self.dead:
             return False
+        self.watched = True
         client_say_asleep(&self.header.program_state)
-        if client_observe(&self.header.completion_tail) != self.completion_head:
+        # Pairs with the daemon's client_must_ring() after it published completion_tail.
+        if client_observe(&self.header.completion_tail) != self.completion_head and not client_is_punched(self.header):
             client_say_awake(&self.header.program_state)
             return False
         return True
@@ -400,43 +433,11 @@ cdef class ClientRing:
             return False
         return True
 
-    # Sleep until completions may be there. 1: look; 0: time is up; -1: a signal; -2: the daemon is gone.
-    cdef int _sleep(self, Operation operation, int64_t timeout_ns) noexcept nogil:
-        cdef pollfd[2] fds
-        cdef uint8_t[64] bytes
-        cdef uint64_t until = 0
-        cdef int got, _
-        if (<volatile client_header*> self.header).magic != CLIENT_MAGIC:
-            return -2                  # punched out: what looks like completions is none
-        if self.spin_ns:
-            until = monotonic_ns() + (self.spin_ns if timeout_ns < 0 or <uint64_t> timeout_ns > self.spin_ns else timeout_ns)
-            while True:
-                for _ in range(64):
-                    if client_observe(&self.header.completion_tail) != self.completion_head or operation.state == COMPLETE:
-                        return 1
-                    client_relax()
-                if monotonic_ns() >= until:
-                    break
-        client_say_asleep(&self.header.program_state)
-        # Pairs with the daemon's client_must_ring() after it published completion_tail. Another thread may have reaped meanwhile.
-        if client_observe(&self.header.completion_tail) != self.completion_head or operation.state == COMPLETE:
-            client_say_awake(&self.header.program_state)
-            return 1
-        fds[0].fd = self.doorbell_fd
-        fds[0].events = POLLIN
-        fds[0].revents = fds[1].revents = 0
-        fds[1].fd = self.attach_fd
-        fds[1].events = POLLRDHUP
-        got = poll(fds, 2, -1 if timeout_ns < 0 else <int> min((timeout_ns + 999999) // 1000000, 0x7fffffff))
-        client_say_awake(&self.header.program_state)
-        if got < 0:
-            return -1 if errno == EINTR else -2
-        if got == 0:
-            return 0
-        if fds[0].revents & POLLIN:
-            if recv(self.doorbell_fd, bytes, sizeof(bytes), MSG_DONTWAIT) > 0:
-                return 1
-        return -2 if (fds[0].revents | fds[1].revents) & (POLLHUP | POLLERR | POLLRDHUP) else 1
+    # After a wait, which said "awake": whoever watches the doorbell (an event loop) must still be woken by it.
+    cdef int _arm_again(self) except -1:
+        while not self.dead and not self.arm():
+            self.reap()
+        return 0
 
     def wait(self, Operation operation, timeout=None) -> bool:
         """Wait until the operation is done; False when ``timeout`` (seconds) passed before. Signals run their handlers (PEP 475)."""
@@ -449,6 +450,7 @@ cdef class ClientRing:
             deadline_ns = monotonic_ns() + <uint64_t> (max(0.0, timeout) * 1e9)
         while True:
             self.reap()
+            self.ring_now()
             if operation.state == COMPLETE:
                 return True
             if deadline_ns:
@@ -461,7 +463,8 @@ cdef class ClientRing:
             self.has_leader = True
             try:
                 with nogil:
-                    got = self._sleep(operation, left_ns)
+                    got = client_sleep(self.header, &self.completion_head, &operation.state, self.doorbell_fd, self.attach_fd,
+                                       self.spin_ns, left_ns)
                 if got == -1:
                     PyErr_CheckSignals()
                 elif got == -2:
@@ -470,6 +473,8 @@ cdef class ClientRing:
             finally:
                 self.has_leader = False
                 self.reap()
+                if self.watched:
+                    self._arm_again()
                 self._promote()
 
     # Another thread sleeps on the doorbell: wait until it completes this operation, or leaves and hands the doorbell on.

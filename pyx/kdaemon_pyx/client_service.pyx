@@ -50,6 +50,7 @@ cdef extern from "sys/epoll.h" nogil:
         EPOLL_CLOEXEC
         EPOLL_CTL_ADD
         EPOLL_CTL_DEL
+        EPOLLET
         EPOLLIN
         EPOLLHUP
         EPOLLRDHUP
@@ -75,7 +76,7 @@ cdef enum:
 
 cdef int service_watch(ClientService* service, int fd, uint64_t what) noexcept nogil:
     cdef epoll_event event
-    event.events = EPOLLIN | EPOLLRDHUP
+    event.events = EPOLLIN | EPOLLRDHUP | EPOLLET
     event.data.u64 = what
     return -errno if epoll_ctl(service.epoll_fd, EPOLL_CTL_ADD, fd, &event) < 0 else 0
 
@@ -195,7 +196,6 @@ cdef uint32_t client_turn(Client* client) noexcept nogil:
         client_submit(client, &submission)
     if client.ready_head != CLIENT_NONE:
         client_run_ready(client)
-    client_publish_completions(client)
     return done
 
 
@@ -231,6 +231,13 @@ cdef uint32_t client_service_turn(ClientService* service) noexcept nogil:
     return done
 
 
+cdef void client_service_publish(ClientService* service) noexcept nogil:
+    cdef uint32_t i
+    for i in range(service.clients_used):
+        if service.clients[i] != NULL and service.clients[i].state == CLIENT_ATTACHED:
+            client_publish_completions(service.clients[i])
+
+
 cdef bint client_service_prepare_sleep(ClientService* service) noexcept nogil:
     cdef Client* client
     cdef uint64_t earliest_ns = 0
@@ -255,9 +262,7 @@ cdef bint client_service_prepare_sleep(ClientService* service) noexcept nogil:
             if earliest_ns == 0 or deadline_ns < earliest_ns:
                 earliest_ns = deadline_ns
     if work:
-        for i in range(service.clients_used):
-            if service.clients[i] != NULL and service.clients[i].state == CLIENT_ATTACHED:
-                client_say_awake(&service.clients[i].header.daemon_state)
+        client_service_awake(service)
         return True
     if earliest_ns != service.timer_armed_ns:
         service.timer_armed_ns = earliest_ns
@@ -290,11 +295,15 @@ cdef int client_service_wake(ClientService* service) noexcept nogil:
                 begin_detach(client, DETACH_HANG_UP)
                 continue
             client_drain_doorbell(client)
-    for i in range(<int> service.clients_used):
-        client = service.clients[i]
-        if client != NULL and client.state == CLIENT_ATTACHED:
-            client_say_awake(&client.header.daemon_state)
+    client_service_awake(service)
     return count
+
+
+cdef void client_service_awake(ClientService* service) noexcept nogil:
+    cdef uint32_t i
+    for i in range(service.clients_used):
+        if service.clients[i] != NULL and service.clients[i].state == CLIENT_ATTACHED:
+            client_say_awake(&service.clients[i].header.daemon_state)
 
 
 cdef void client_service_detach_all(ClientService* service) noexcept nogil:

@@ -62,6 +62,7 @@ cdef struct ClientOperation:
     uint16_t argument
     uint8_t opcode
     uint8_t state
+    bint quiet                         # its completion rings only if it is an error
 
 cdef struct ClientQueue:
     uint32_t head
@@ -130,6 +131,7 @@ cdef struct Client:
     uint32_t submission_head           # the truth; the shared copy is only for the program
     uint32_t completion_tail
     uint32_t completion_published
+    bint ring_wanted                   # a completion that is not quiet was posted since the last ring
     uint32_t in_flight
     ClientOperation* operations
     uint32_t* heap                     # slots with a deadline, earliest first
@@ -155,6 +157,8 @@ cdef struct ClientBackend:
     bint (*is_sent)(ClientEndpoint* endpoint) noexcept nogil
     # close_notify after what was written; reading goes on. 0 or a negative errno.
     int (*shutdown)(ClientEndpoint* endpoint) noexcept nogil
+    # Wake the program by a byte on its doorbell.
+    void (*ring)(Client* client) noexcept nogil
     # orderly: close_notify, then close; else at once. Calls client_connection_closed() before it returns; what lingers is the backend's.
     void (*close)(ClientEndpoint* endpoint, bint orderly) noexcept nogil
 
@@ -219,6 +223,7 @@ cdef struct ClientBinding:
 cdef struct ClientService:           # 64-byte aligned: the uring's completion carries its address
     uint32_t poll_armed                # a one-shot poll of epoll_fd is with the uring
     const ClientBackend* backend
+    void* engine                       # the backend's
     Client** clients
     uint8_t* places                    # 1: promised to a client; guarded by the mutex
     uint32_t clients_max
@@ -226,7 +231,10 @@ cdef struct ClientService:           # 64-byte aligned: the uring's completion c
     uint32_t fair_start
     uint64_t now_ns
     uint64_t spin_ns                   # how long idle rings are looked at before the engine sleeps
+    uint64_t spin_budget_ns            # the same, as far as it has paid lately
     uint64_t idle_since_ns
+    uint64_t sleeps
+    bint worked                        # this turn took something from a ring
     bint said_asleep                   # prepare_sleep() was the last thing that happened
     int epoll_fd                       # doorbells, timer, commands: one fd for the engine to wait on
     int timer_fd

@@ -254,8 +254,10 @@ cdef struct Service:
     void (*on_drain)(Connection* c) noexcept nogil
     # Last call, exactly once per on_established; no operation is outstanding. Free service_state.
     void (*on_closed)(Connection* c) noexcept nogil
-    # Once per loop turn, before the engine looks at its completions; NULL: nothing to poll. True: there was work, do not sleep.
-    bint (*on_turn)(Core* core) noexcept nogil
+    # Once per loop turn, when completions and timers have been looked at; NULL: nothing to poll.
+    void (*on_turn)(Core* core) noexcept nogil
+    # The turn's last: what it did for others is published here, once. NULL with on_turn. True: do not sleep.
+    bint (*on_rest)(Core* core) noexcept nogil
 
 cdef enum:
     CONNECTION_STRIDE = 896        # >= sizeof(Connection), a multiple of 64: the low 6 bits of its address carry an Operation

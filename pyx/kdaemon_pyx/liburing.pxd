@@ -41,6 +41,7 @@ cdef extern from "<liburing.h>" nogil:
         unsigned ring_entries
         unsigned sqe_head
         unsigned sqe_tail
+        unsigned* kflags
 
     struct io_uring:
         io_uring_sq sq
@@ -90,6 +91,9 @@ cdef extern from "<liburing.h>" nogil:
     unsigned IORING_SETUP_COOP_TASKRUN
     unsigned IORING_SETUP_SINGLE_ISSUER
     unsigned IORING_SETUP_DEFER_TASKRUN
+    unsigned IORING_SETUP_TASKRUN_FLAG
+    unsigned IORING_SQ_CQ_OVERFLOW
+    unsigned IORING_SQ_TASKRUN
     unsigned IORING_FEAT_NODROP
     unsigned IORING_FEAT_EXT_ARG
     unsigned IORING_RECVSEND_POLL_FIRST

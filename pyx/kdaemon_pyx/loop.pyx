@@ -362,13 +362,21 @@ cdef void advance_all(Core* core) noexcept nogil:
         connection_advance(c)
 
 
-cdef bint services_run(Core* core) noexcept nogil:
-    """Polls the services that want it. True: something is going on, do not sleep."""
+cdef void services_run(Core* core) noexcept nogil:
+    """Polls the services that want it."""
+    cdef int i
+    for i in range(SERVICES_MAX):
+        if core.services[i] != NULL and core.services[i].on_turn != NULL:
+            core.services[i].on_turn(core)
+
+
+cdef bint services_rest(Core* core) noexcept nogil:
+    """True: something is going on, do not sleep."""
     cdef int i
     cdef bint active = False
     for i in range(SERVICES_MAX):
         if core.services[i] != NULL and core.services[i].on_turn != NULL:
-            if core.services[i].on_turn(core):
+            if core.services[i].on_rest(core):
                 active = True
     return active
 
@@ -396,8 +404,9 @@ cdef int loop_run(Core* core) noexcept nogil:
         commands_run(core)
         completions_run(core)
         timers_run(core)
-        active = services_run(core)
+        services_run(core)
         advance_all(core)
+        active = services_rest(core)
         if core.draining and core.live == NULL and not core.drained_told:
             core.drained_told = 1
             timer_set(&core.timers, &core.drain_timer, 0)

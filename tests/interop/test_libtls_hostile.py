@@ -195,7 +195,7 @@ def test_no_daemon(tmp_path: Path) -> None:
 
 
 def test_wrong_version(daemon: Daemon) -> None:
-    with pytest.raises(errors.WrongVersion, match=r"version 1\.0"):
+    with pytest.raises(errors.WrongVersion, match=r"version 1\.1"):
         attach(socket_of(daemon), version=(99, 0))
 
 

@@ -101,7 +101,7 @@ def forbidden(path: Path, source: str) -> set[str]:
             and module != "kdaemon"
         }
     if where.parts[0] == "libtls":
-        rings = ("kdaemon_pyx.client_ring", "kdaemon_pyx.client_abi")
+        rings = ("kdaemon_pyx.client_ring", "kdaemon_pyx.client_stream", "kdaemon_pyx.client_abi")
         return {
             module
             for module in imports

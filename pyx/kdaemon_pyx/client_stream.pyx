@@ -1,0 +1,364 @@
+"""A connection's bytes for an event loop: READs and WRITEs without a Python object per operation.
+
+One READ is in flight while the transport reads; its block of the arena stays with the stream and is used again. WRITEs are copied into the
+arena when they are made. As long as nobody waits for their end they are quiet: their completions are taken along with others and wake nobody.
+
+The reader (one per lane and loop) takes all completions that are there in one batch, calls back, and wakes the daemon once at its end. Between
+batches the ring is armed: the doorbell rings for the next completion that is not quiet.
+"""
+
+cimport cython
+from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.bytes cimport PyBytes_FromStringAndSize
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.string cimport memcpy
+
+from kdaemon_pyx.client_abi cimport CLIENT_READ, CLIENT_SUBMISSION_QUIET, CLIENT_WRITE, client_submission
+from kdaemon_pyx.client_arena cimport arena_release
+from kdaemon_pyx.client_ring cimport ClientRing, Pending
+
+import asyncio
+from collections import deque
+
+cdef extern from "errno.h" nogil:
+    enum:
+        ECONNRESET
+
+cdef enum:
+    NO_SLOT = 0xffffffff
+    BATCHES = 8                    # per turn of the loop, while completions keep coming
+    READ_SIZE_MIN = 2048           # what an idle connection keeps of the arena; a read that is filled doubles the next one
+    READ_SIZE_MAX = 262144
+    PIECE = 262144                 # a large write leaves in pieces, so that it needs no large block of the arena
+    HIGH_WATER = 262144
+
+WRITE_PIECE_SIZE = PIECE
+RETRY_S = 0.001                    # ring or arena were full
+
+
+cdef class LaneReader:
+    """Takes a lane's completions in an event loop, which watches the lane's doorbell."""
+
+    def __init__(self, ClientRing ring not None, object loop):
+        self.ring = ring
+        self.loop = loop
+        self.fd = ring.fileno()
+        loop.add_reader(self.fd, self.rung)
+        self.posted()
+
+    def rung(self) -> None:
+        if self.ring.disarm():
+            self.batch()
+        else:
+            self.loop.remove_reader(self.fd)
+
+    def turn(self) -> None:
+        self.scheduled = False
+        self.batch()
+
+    def soon(self) -> None:
+        self.posted()
+
+    def close(self) -> None:
+        if not self.loop.is_closed():
+            self.loop.remove_reader(self.fd)
+
+    cdef int posted(self) except -1:
+        if not self.scheduled and not self.ring.batching:
+            self.scheduled = True
+            self.loop.call_soon(self.turn)
+        return 0
+
+    cdef int batch(self) except -1:
+        cdef int _
+        for _ in range(BATCHES):
+            self.ring.batching = True
+            try:
+                self.ring.reap()
+            finally:
+                self.ring.batching = False
+                self.ring.ring_now()
+            if self.ring.dead or self.ring.arm():
+                return 0
+        return self.posted()
+
+
+@cython.final
+cdef class Stream(Pending):
+    """READs and WRITEs of one connection, for its transport. Belongs to the thread of the event loop."""
+
+    def __init__(self, ClientRing ring not None, LaneReader reader not None, uint64_t handle, object owner):
+        self.ring = ring
+        self.reader = reader
+        self.handle = handle
+        self.owner = owner
+        self.reading = True
+        self.read_slot = NO_SLOT
+        self.read_size = READ_SIZE_MIN
+        self.waiting = deque()
+        self.set_write_buffer_limits()
+
+    def __dealloc__(self):
+        if self.ring is not None:
+            self.release_block()
+
+    def set_protocol(self, object protocol) -> None:
+        self.protocol = protocol
+        self.buffered = isinstance(protocol, asyncio.BufferedProtocol)
+        self.received = None if self.buffered else protocol.data_received
+
+    cdef void release_block(self) noexcept:
+        if self.has_block and self.read_slot == NO_SLOT:
+            self.has_block = False
+            arena_release(&self.ring.arena_state, self.read_offset)
+
+    # --- completions
+
+    cdef int completed(self, ClientRing ring, uint32_t slot, int64_t result, uint32_t detail) except -1:
+        if slot == self.read_slot:
+            self.read_slot = NO_SLOT
+            self.read_result = result
+            self.read_detail = detail
+            self.arrived = True
+        else:
+            arena_release(&ring.arena_state, ring.blocks[slot].offset)
+            self.in_flight -= ring.blocks[slot].length
+            if result < 0:
+                self.write_error = result
+                self.write_detail = detail
+            elif not self.paused and not self.waiting_size:
+                return 0
+        if self.due:
+            return 0
+        self.due = True
+        return 1
+
+    cdef int run(self) except -1:
+        cdef int64_t error = self.write_error
+        self.due = False
+        if self.lost:
+            self.release_block()
+            return 0
+        if error:
+            self.write_error = 0
+            self.owner.failed(error, self.write_detail)
+            return 0
+        if self.waiting_size:
+            self.flush()
+        self.relieve()
+        if self.arrived and (self.reading or self.read_result <= 0):
+            self.deliver()
+        return 0
+
+    # --- reading
+
+    def start(self) -> None:
+        self.post_read()
+
+    def pause_reading(self) -> None:
+        self.reading = False
+
+    def resume_reading(self) -> None:
+        self.reading = True
+        if self.arrived:
+            self.reader.loop.call_soon(self.deliver_held)
+        else:
+            self.post_read()
+
+    def deliver_held(self) -> None:
+        if self.arrived and self.reading:
+            self.deliver()
+
+    def is_reading(self) -> bool:
+        return self.reading and not self.closing
+
+    def retry_read(self) -> None:
+        self.post_read()
+
+    cdef int post_read(self) except -1:
+        cdef client_submission* submission
+        cdef ClientRing ring = self.ring
+        cdef long offset
+        if self.read_slot != NO_SLOT or self.arrived or not self.reading or self.closing:
+            return 0
+        if ring.dead:
+            self.owner.failed(-ECONNRESET, 0)
+            return 0
+        if not self.has_block:
+            offset = ring.allocate(self.read_size)
+            if offset >= 0:
+                self.read_offset = offset
+                self.has_block = True
+        if not self.has_block or not ring.free_count:
+            self.reader.loop.call_later(RETRY_S, self.retry_read)
+            return 0
+        submission = ring.prepare(self, CLIENT_READ, self.handle)
+        submission.offset = self.read_offset
+        submission.length = self.read_size
+        self.read_slot = submission.slot
+        ring.publish()
+        return self.reader.posted()
+
+    cdef int deliver(self) except -1:
+        cdef int64_t length = self.read_result
+        cdef bytes data
+        self.arrived = False
+        if self.closing:
+            self.release_block()
+            return 0
+        if length <= 0:
+            self.release_block()
+            self.owner.ended(length, self.read_detail)
+            return 0
+        try:
+            if self.buffered:
+                self.deliver_buffered(length)
+            else:
+                data = PyBytes_FromStringAndSize(<char*> self.ring.arena + self.read_offset, length)
+                self.received(data)
+        except Exception as error:
+            self.owner.raised(error, "buffer_updated" if self.buffered else "data_received")
+        if length == self.read_size and self.read_size < READ_SIZE_MAX:
+            self.release_block()
+            self.read_size *= 2
+        elif 4 * length < self.read_size and self.read_size > READ_SIZE_MIN:
+            self.release_block()
+            self.read_size //= 2
+        return self.post_read()
+
+    cdef int deliver_buffered(self, uint64_t length) except -1:
+        cdef uint64_t position = 0
+        cdef uint64_t size
+        cdef Py_buffer view
+        while position < length:
+            PyObject_GetBuffer(self.protocol.get_buffer(length - position), &view, PyBUF_WRITABLE)
+            size = min(<uint64_t> view.len, length - position)
+            memcpy(view.buf, self.ring.arena + self.read_offset + position, size)
+            PyBuffer_Release(&view)
+            if not size:
+                raise RuntimeError("get_buffer() returned an empty buffer")
+            self.protocol.buffer_updated(size)
+            position += size
+        return 0
+
+    # --- writing
+
+    def write(self, object data) -> None:
+        cdef Py_buffer view
+        cdef bint posted
+        if self.writing_ended:
+            raise RuntimeError("write_eof() was called")
+        if self.closing:
+            return                     # as asyncio's own transports
+        PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
+        try:
+            posted = view.len == 0
+            if view.len <= PIECE and not posted and not self.waiting_size:
+                posted = self.post_write(<const char*> view.buf, <uint32_t> view.len)
+            if not posted:
+                self.wait_with(PyBytes_FromStringAndSize(<const char*> view.buf, view.len))
+        finally:
+            PyBuffer_Release(&view)
+        if not self.paused and self.in_flight + self.waiting_size > self.high:
+            self.paused = True
+            try:
+                self.protocol.pause_writing()
+            except Exception as error:
+                self.owner.raised(error, "pause_writing")
+
+    # False: ring or arena are full just now.
+    cdef bint post_write(self, const char* data, uint32_t length) except -1:
+        cdef ClientRing ring = self.ring
+        cdef client_submission* submission
+        cdef long offset
+        if ring.dead:
+            self.owner.failed(-ECONNRESET, 0)
+            return True
+        offset = ring.allocate(length)
+        if offset < 0 or not ring.free_count:
+            if offset >= 0:
+                arena_release(&ring.arena_state, offset)
+            self.reader.loop.call_later(RETRY_S, self.flush)
+            return False
+        memcpy(ring.arena + offset, data, length)
+        self.in_flight += length
+        submission = ring.prepare(self, CLIENT_WRITE, self.handle)
+        # Nobody waits for its end, and there is room enough without the place it takes.
+        if (ring.has_quiet and self.in_flight <= self.high and not self.waiting_size and 2 * ring.free_count > ring.slot_count
+                and 2 * ring.arena_state.used < ring.arena_size):
+            submission.flags = CLIENT_SUBMISSION_QUIET
+        submission.offset = offset
+        submission.length = length
+        ring.blocks[submission.slot].offset = offset
+        ring.blocks[submission.slot].length = length
+        ring.publish()
+        self.reader.posted()
+        return True
+
+    cdef int wait_with(self, object data) except -1:
+        view = memoryview(data)
+        self.waiting_size += len(view)
+        for begin in range(0, len(view), PIECE):
+            self.waiting.append(view[begin:begin + PIECE])
+        self.flush()
+        return 0
+
+    def flush(self) -> None:
+        cdef Py_buffer view
+        cdef bint posted
+        while self.waiting_size and not self.lost and self.in_flight < max(self.high, PIECE):
+            PyObject_GetBuffer(self.waiting[0], &view, PyBUF_SIMPLE)
+            try:
+                posted = self.post_write(<const char*> view.buf, <uint32_t> view.len)
+                if posted and not self.lost:
+                    self.waiting_size -= view.len
+            finally:
+                PyBuffer_Release(&view)
+            if not posted:
+                return
+            if not self.lost:
+                self.waiting.popleft()
+        if not self.waiting_size and not self.lost:
+            self.owner.flushed()
+            self.relieve()
+
+    cdef int relieve(self) except -1:
+        if self.paused and not self.lost and self.in_flight + self.waiting_size <= self.low:
+            self.paused = False
+            try:
+                self.protocol.resume_writing()
+            except Exception as error:
+                self.owner.raised(error, "resume_writing")
+        return 0
+
+    def write_buffer_size(self) -> int:
+        return self.in_flight + self.waiting_size
+
+    def write_buffer_limits(self) -> tuple:
+        return self.low, self.high
+
+    def set_write_buffer_limits(self, high=None, low=None) -> None:
+        if high is None:
+            high = HIGH_WATER if low is None else 4 * low
+        if low is None:
+            low = high // 4
+        if not high >= low >= 0:
+            raise ValueError(f"high ({high}) must be >= low ({low}) must be >= 0")
+        self.high = high
+        self.low = low
+
+    # --- the end
+
+    def end_writing(self) -> None:
+        self.writing_ended = True
+
+    def stop(self) -> None:
+        self.closing = True
+
+    def give_up(self) -> None:
+        self.lost = self.closing = True
+        self.waiting.clear()
+        self.waiting_size = 0
+        if self.arrived:
+            self.arrived = False
+            self.release_block()
