@@ -1,7 +1,8 @@
 """libtls clients as a service of the engine: their connections are the engine's, both record layers alike.
 
-READ is answered from what the core offers by ``on_data`` (plaintext whose tag was verified); WRITE is copied into the connection's output
-buffer, so that a client that rewrites its arena meanwhile alters nothing that was sealed already. Once per loop turn the rings are
+Kernel record layer: the socket reads and writes the client's arena itself; its memory is lent to the connection until the operation on it has ended,
+whatever happens to the client. User record layer: READ is filled from what the core offers by ``on_data``, plaintext in private memory whose tag was
+verified; WRITE is sealed from the arena into private memory, each byte read once, or, where it is small, copied into the open record. Once per loop turn the rings are
 looked at; at its end what completed is published, and an idle turn says "asleep" to the clients and leaves a poll of the service's epoll fd
 with the uring.
 """
@@ -15,7 +16,7 @@ from kdaemon_pyx.client_abi cimport CLIENT_DETAIL_ALERT_SENT, CLIENT_DETAIL_TRUN
 from kdaemon_pyx.client_abi cimport client_info
 from kdaemon_pyx.client_admission cimport Clients
 from kdaemon_pyx.client_endpoint cimport (
-    client_connection_closed, client_deliver, client_end_of_data, client_established, client_read_failed, client_sent,
+    client_connection_closed, client_end_of_data, client_established, client_fill, client_filled, client_read_failed, client_received, client_sent,
 )
 from kdaemon_pyx.client_operations cimport client_run_ready
 from kdaemon_pyx.client_service cimport (
@@ -23,7 +24,8 @@ from kdaemon_pyx.client_service cimport (
 )
 from kdaemon_pyx.client_types cimport CLIENT_ATTACHED, CLIENT_NONE, Client, ClientBackend, ClientEndpoint, ClientService
 from kdaemon_pyx.connection cimport (
-    connection_close, connection_commit, connection_finish, connection_is_sending, connection_reserve, connection_resume, connection_room,
+    connection_cancel_receive, connection_cancel_send, connection_close, connection_commit, connection_finish, connection_is_sending,
+    connection_memory_sent, connection_receive_into, connection_reserve, connection_resume, connection_room, connection_send_memory,
 )
 from kdaemon_pyx.core cimport (
     CLOSE_CONTROL, CLOSE_DEADLINE, CLOSE_DRAIN, CLOSE_DRAIN_DEADLINE, CLOSE_KEY_UPDATE, CLOSE_LIMIT, CLOSE_PEER, CLOSE_RECORD,
@@ -59,22 +61,49 @@ cdef extern from "sys/socket.h" nogil:
     int MSG_NOSIGNAL
 
 cdef enum:
-    SLEEPS_PER_TRIAL = 64      # where spinning did not pay
-    SPIN_MIN_NS = 2000
+    SLEEPS_PER_TRIAL = 256     # where spinning did not pay
+    SPIN_MIN_NS = 5000
+    BORROW_MIN = 4096          # bytes; user layer: less is copied, so that small WRITEs leave together
+    TRASH_SIZE = 65536
     ALERT_CLOSE_NOTIFY = 0
     ALERT_BAD_RECORD_MAC = 20
+
+
+# Where the kernel's record layer puts what comes after SHUTDOWN of reading. Never read.
+cdef uint8_t[TRASH_SIZE] trash
 
 
 # --- the backend: what the client service asks of a connection -----------------------------------------------------------
 
 cdef void read_wanted(ClientEndpoint* endpoint) noexcept nogil:
-    connection_resume(<Connection*> endpoint.connection)
+    cdef Connection* c = <Connection*> endpoint.connection
+    cdef Client* client = endpoint.client
+    cdef uint32_t slot = endpoint.reads.head
+    if c.record_layer != RECORD_LAYER_KERNEL:
+        connection_resume(c)
+    elif endpoint.read_shutdown:
+        connection_receive_into(c, trash, TRASH_SIZE)
+    elif slot != CLIENT_NONE and endpoint.read_lent == CLIENT_NONE:
+        # The socket writes the arena itself.
+        if connection_receive_into(c, client.arena + client.operations[slot].offset, client.operations[slot].length) == 0:
+            endpoint.read_lent = slot
+
+
+cdef void cancel_read(ClientEndpoint* endpoint) noexcept nogil:
+    connection_cancel_receive(<Connection*> endpoint.connection)
 
 
 cdef int64_t write(ClientEndpoint* endpoint, const uint8_t* data, uint32_t length) noexcept nogil:
     cdef Connection* c = <Connection*> endpoint.connection
-    cdef uint32_t room = connection_room(c)
+    cdef uint32_t room
     cdef uint8_t* output
+    if c.record_layer == RECORD_LAYER_KERNEL or length >= BORROW_MIN:
+        # The kernel reads the arena itself; or it is sealed from there, record by record, as the socket takes them.
+        if connection_send_memory(c, data, length) < 0:
+            return 0
+        endpoint.write_lent = endpoint.write_next
+        return length
+    room = connection_room(c)
     if length > room:
         length = room
     if length == 0:
@@ -85,6 +114,14 @@ cdef int64_t write(ClientEndpoint* endpoint, const uint8_t* data, uint32_t lengt
     memcpy(output, data, length)
     connection_commit(c, length)
     return length
+
+
+cdef int64_t cancel_write(ClientEndpoint* endpoint) noexcept nogil:
+    return connection_cancel_send(<Connection*> endpoint.connection)
+
+
+cdef uint64_t sent(ClientEndpoint* endpoint) noexcept nogil:
+    return connection_memory_sent(<Connection*> endpoint.connection)
 
 
 cdef bint is_sent(ClientEndpoint* endpoint) noexcept nogil:
@@ -105,6 +142,9 @@ cdef int shutdown(ClientEndpoint* endpoint) noexcept nogil:
 
 cdef void close(ClientEndpoint* endpoint, bint orderly) noexcept nogil:
     cdef Connection* c = <Connection*> endpoint.connection
+    if not orderly and (endpoint.read_lent != CLIENT_NONE or endpoint.write_lent != CLIENT_NONE):
+        connection_close(c, CLOSE_SERVICE)             # on_closed() tells, when nothing touches the client's memory any more
+        return
     c.service_state = NULL         # it lingers, or is joined, on its own: nothing of the client is touched any more
     if orderly:
         connection_finish(c, CLOSE_SERVICE)
@@ -145,6 +185,8 @@ cdef void settle(Client* client) noexcept nogil:
 
 
 cdef void tell_end(Connection* c, ClientEndpoint* endpoint) noexcept nogil:
+    if endpoint.read_lent != CLIENT_NONE:
+        connection_cancel_receive(c)               # nothing is in flight behind the end: it comes back at once
     if c.end_of_data:
         client_end_of_data(endpoint)
     else:
@@ -156,7 +198,11 @@ cdef int64_t on_data(Connection* c, const uint8_t* data, uint64_t length) noexce
     cdef uint64_t taken = length
     if endpoint == NULL:
         return <int64_t> length
-    taken = client_deliver(endpoint, data, length)
+    if endpoint.read_lent != CLIENT_NONE or data == trash:
+        client_received(endpoint, length)
+        settle(endpoint.client)
+        return 0
+    taken = client_fill(endpoint, data, length)
     if taken == length and c.end_told:
         tell_end(c, endpoint)
     settle(endpoint.client)
@@ -212,7 +258,7 @@ cdef void on_closed(Connection* c) noexcept nogil:
         error = -ENOMEM
     elif reason == CLOSE_CONTROL:
         error = -ECONNABORTED
-    elif reason != CLOSE_PEER and reason != CLOSE_SERVICE:
+    elif endpoint.close_timed_out or (reason != CLOSE_PEER and reason != CLOSE_SERVICE):
         error = -ECONNRESET
     client_connection_closed(endpoint, error, detail)
     settle(endpoint.client)
@@ -255,15 +301,33 @@ cdef bint spin(ClientService* clients) noexcept nogil:
         clients.idle_since_ns = now_ns
     if now_ns - clients.idle_since_ns < clients.spin_budget_ns:
         return True
-    clients.spin_budget_ns = clients.spin_budget_ns // 2 if clients.spin_budget_ns > SPIN_MIN_NS else 0
+    clients.spin_budget_ns = clients.spin_budget_ns // 4 if clients.spin_budget_ns > SPIN_MIN_NS else 0
     return False
+
+
+cdef void finish_filled(Client* client) noexcept nogil:
+    """READs that got something are told, except while the socket is known to have more: the next receive fills them up in the next turn."""
+    cdef uint32_t index = client.filling_head
+    cdef ClientEndpoint* endpoint
+    cdef Connection* c
+    while index != CLIENT_NONE:
+        endpoint = &client.endpoints[index]
+        index = endpoint.filling_next
+        c = <Connection*> endpoint.connection
+        if c == NULL or not (c.receiving and c.socket_nonempty):
+            client_filled(endpoint)
 
 
 cdef bint on_rest(Core* core) noexcept nogil:
     cdef ClientService* clients = <ClientService*> core.services[SERVICE_INDEX].context
     cdef io_uring_sqe* sqe
+    cdef uint32_t i
     if core.stopping:
         return False
+    for i in range(clients.clients_used):
+        if clients.clients[i] != NULL and clients.clients[i].filling_head != CLIENT_NONE:
+            finish_filled(clients.clients[i])
+            settle(clients.clients[i])
     if clients.spin_ns and clients.clients_used and spin(clients):
         client_service_publish(clients)
         return True
@@ -288,7 +352,10 @@ SERVICE_CLIENTS = SERVICE_INDEX
 
 cdef ClientBackend backend
 backend.read_wanted = read_wanted
+backend.cancel_read = cancel_read
 backend.write = write
+backend.cancel_write = cancel_write
+backend.sent = sent
 backend.is_sent = is_sent
 backend.shutdown = shutdown
 backend.close = close

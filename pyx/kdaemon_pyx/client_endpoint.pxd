@@ -19,7 +19,10 @@ cdef void client_finish(Client* client, uint32_t slot, int64_t result, uint32_t 
 cdef void client_make_ready(Client* client, ClientEndpoint* endpoint) noexcept nogil
 # Hand queued WRITEs to the connection, then SHUTDOWN and CLOSE when their turn comes. May free the endpoint.
 cdef void client_pump_writes(Client* client, ClientEndpoint* endpoint) noexcept nogil
-cdef void client_cancel_writes_behind(Client* client, uint32_t slot) noexcept nogil
+# End a WRITE, SHUTDOWN or CLOSE with `error`, a WRITE that has moved something with a short count.
+cdef void client_finish_write(Client* client, uint32_t slot, int32_t error) noexcept nogil
+# End the READs with ECANCELED. False: the first one's memory is still with the connection; client_received() goes on.
+cdef bint client_cancel_reads(Client* client, ClientEndpoint* endpoint) noexcept nogil
 # Give accepted connections to waiting ACCEPTs.
 cdef void client_match_accepts(Client* client, ClientEndpoint* listener) noexcept nogil
 
@@ -27,6 +30,11 @@ cdef void client_match_accepts(Client* client, ClientEndpoint* listener) noexcep
 
 # Plaintext is there: the number of bytes taken, 0 when no READ waits.
 cdef uint64_t client_deliver(ClientEndpoint* endpoint, const uint8_t* data, uint64_t length) noexcept nogil
+# The same, and more may come at once: the last READ stays open until client_filled().
+cdef uint64_t client_fill(ClientEndpoint* endpoint, const uint8_t* data, uint64_t length) noexcept nogil
+cdef void client_filled(ClientEndpoint* endpoint) noexcept nogil
+# Borrowed memory comes back with this many bytes in it; 0: nothing came, cancelled.
+cdef void client_received(ClientEndpoint* endpoint, uint64_t length) noexcept nogil
 # write() answered 0 before and takes bytes again.
 cdef void client_writable(ClientEndpoint* endpoint) noexcept nogil
 # Everything that write() took has left.

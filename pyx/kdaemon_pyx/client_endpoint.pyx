@@ -51,7 +51,8 @@ cdef ClientEndpoint* client_endpoint_new(Client* client, uint8_t kind) noexcept 
     endpoint.reads.head = endpoint.reads.tail = CLIENT_NONE
     endpoint.writes.head = endpoint.writes.tail = CLIENT_NONE
     endpoint.held.head = endpoint.held.tail = CLIENT_NONE
-    endpoint.opening_slot = endpoint.ready_next = CLIENT_NONE
+    endpoint.opening_slot = endpoint.ready_next = endpoint.filling_next = CLIENT_NONE
+    endpoint.read_lent = endpoint.write_lent = CLIENT_NONE
     endpoint.write_next = endpoint.pending_next = endpoint.pending_tail = CLIENT_NONE
     client.endpoint_count += 1
     return endpoint
@@ -69,6 +70,8 @@ cdef void client_endpoint_free(Client* client, ClientEndpoint* endpoint) noexcep
         endpoint.binding = 0
     free(endpoint.info)
     endpoint.info = NULL
+    if endpoint.is_filling:
+        leave_filling(client, endpoint)
     # The ready list is walked by index and skips what is free; the entry is reused only after it left that list.
     endpoint.kind = ENDPOINT_FREE
     client.endpoint_count -= 1
@@ -107,6 +110,8 @@ cdef void client_finish(Client* client, uint32_t slot, int64_t result, uint32_t 
     cdef ClientOperation* operation = &client.operations[slot]
     cdef ClientEndpoint* endpoint = &client.endpoints[operation.endpoint_index]
     if operation.state == OPERATION_READING:
+        if operation.done:
+            result, detail = operation.done, 0     # what has come is told first, whatever ends the connection
         client_queue_remove(client, &endpoint.reads, slot)
     elif operation.state == OPERATION_WRITING:
         if endpoint.write_next == slot:
@@ -135,6 +140,21 @@ cdef void client_cancel_writes_behind(Client* client, uint32_t slot) noexcept no
         following = next
 
 
+# Ends the READs with ECANCELED. False: the first one's memory is still with the connection; client_received() goes on.
+cdef bint client_cancel_reads(Client* client, ClientEndpoint* endpoint) noexcept nogil:
+    cdef uint32_t slot
+    while endpoint.read_lent != CLIENT_NONE:       # one that comes back within the call makes room for the next
+        slot = endpoint.read_lent
+        if client.operations[slot].cancel_error == 0:
+            client.operations[slot].cancel_error = -ECANCELED
+            client.service.backend.cancel_read(endpoint)
+        if endpoint.read_lent == slot:
+            return False
+    while endpoint.reads.head != CLIENT_NONE:
+        client_finish(client, endpoint.reads.head, -ECANCELED, 0)
+    return True
+
+
 cdef void fail_writes(Client* client, ClientEndpoint* endpoint, int64_t error, uint32_t detail) noexcept nogil:
     cdef uint32_t slot = endpoint.writes.head
     cdef uint32_t next
@@ -151,8 +171,9 @@ cdef void fail_writes(Client* client, ClientEndpoint* endpoint, int64_t error, u
 
 # CLOSE has reached the head of its queue: everything before it is complete.
 cdef void carry_out_close(Client* client, ClientEndpoint* endpoint, uint32_t slot) noexcept nogil:
-    while endpoint.reads.head != CLIENT_NONE:
-        client_finish(client, endpoint.reads.head, -ECANCELED, 0)
+    if not client_cancel_reads(client, endpoint):
+        endpoint.close_waits = True
+        return
     endpoint.state = ENDPOINT_CLOSING
     if endpoint.connection != NULL:
         client.service.backend.close(endpoint, True)
@@ -209,16 +230,58 @@ cdef void client_writable(ClientEndpoint* endpoint) noexcept nogil:
 cdef void client_sent(ClientEndpoint* endpoint) noexcept nogil:
     cdef Client* client = endpoint.client
     cdef ClientOperation* operation
+    cdef uint32_t slot = endpoint.write_lent
+    if slot != CLIENT_NONE:
+        endpoint.write_lent = CLIENT_NONE
+        if client.operations[slot].cancel_error:
+            client.operations[slot].done = <uint32_t> client.service.backend.sent(endpoint)
     while endpoint.writes.head != CLIENT_NONE:
-        operation = &client.operations[endpoint.writes.head]
-        if operation.opcode != CLIENT_WRITE or operation.done < operation.length:
+        slot = endpoint.writes.head
+        operation = &client.operations[slot]
+        if operation.opcode != CLIENT_WRITE or (operation.done < operation.length and not operation.cancel_error):
             break
-        client_finish(client, endpoint.writes.head, operation.length, 0)
+        client_finish_write(client, slot, operation.cancel_error)
     if endpoint.write_next != CLIENT_NONE:
         client_pump_writes(client, endpoint)
 
 
+# What moved is told as a short count; what is queued behind would leave a hole in the stream.
+cdef void client_finish_write(Client* client, uint32_t slot, int32_t error) noexcept nogil:
+    cdef ClientOperation* operation = &client.operations[slot]
+    if operation.opcode == CLIENT_WRITE and operation.done:
+        if operation.done < operation.length:
+            client_cancel_writes_behind(client, slot)
+        client_finish(client, slot, operation.done, 0)
+    else:
+        client_finish(client, slot, error, 0)
+
+
+cdef void leave_filling(Client* client, ClientEndpoint* endpoint) noexcept nogil:
+    cdef uint32_t* link = &client.filling_head
+    while link[0] != endpoint.index:
+        link = &client.endpoints[link[0]].filling_next
+    link[0] = endpoint.filling_next
+    endpoint.filling_next = CLIENT_NONE
+    endpoint.is_filling = False
+
+
+# The READ has what there is for now.
+cdef void client_filled(ClientEndpoint* endpoint) noexcept nogil:
+    cdef Client* client = endpoint.client
+    cdef uint32_t slot = endpoint.reads.head
+    leave_filling(client, endpoint)
+    if slot != CLIENT_NONE and client.operations[slot].done:
+        client_finish(client, slot, 0, 0)
+
+
 cdef uint64_t client_deliver(ClientEndpoint* endpoint, const uint8_t* data, uint64_t length) noexcept nogil:
+    cdef uint64_t taken = client_fill(endpoint, data, length)
+    if endpoint.is_filling:
+        client_filled(endpoint)
+    return taken
+
+
+cdef uint64_t client_fill(ClientEndpoint* endpoint, const uint8_t* data, uint64_t length) noexcept nogil:
     cdef Client* client = endpoint.client
     cdef ClientOperation* operation
     cdef uint64_t taken = 0
@@ -228,13 +291,41 @@ cdef uint64_t client_deliver(ClientEndpoint* endpoint, const uint8_t* data, uint
     while taken < length and endpoint.reads.head != CLIENT_NONE:
         operation = &client.operations[endpoint.reads.head]
         part = length - taken
-        if part > operation.length:
-            part = operation.length
-        memcpy(client.arena + operation.offset, data + taken, part)
+        if part > operation.length - operation.done:
+            part = operation.length - operation.done
+        memcpy(client.arena + operation.offset + operation.done, data + taken, part)
         taken += part
+        operation.done += <uint32_t> part
         client.counters.bytes_read += part
-        client_finish(client, endpoint.reads.head, part, 0)
+        if operation.done == operation.length:
+            client_finish(client, endpoint.reads.head, 0, 0)
+        elif not endpoint.is_filling:
+            endpoint.is_filling = True
+            endpoint.filling_next = client.filling_head
+            client.filling_head = endpoint.index
     return taken
+
+
+cdef void client_received(ClientEndpoint* endpoint, uint64_t length) noexcept nogil:
+    cdef Client* client = endpoint.client
+    cdef uint32_t slot = endpoint.read_lent
+    endpoint.read_lent = CLIENT_NONE
+    if client.state != CLIENT_ATTACHED:
+        return
+    if slot != CLIENT_NONE:
+        if length:
+            client.counters.bytes_read += length
+            client_finish(client, slot, <int64_t> length, 0)
+        elif client.operations[slot].cancel_error:
+            client_finish(client, slot, client.operations[slot].cancel_error, 0)
+    if endpoint.read_shutdown:
+        while endpoint.reads.head != CLIENT_NONE:
+            client_finish(client, endpoint.reads.head, -ECANCELED, 0)
+    if endpoint.close_waits:
+        endpoint.close_waits = False
+        client_pump_writes(client, endpoint)
+    elif endpoint.connection != NULL and (endpoint.read_shutdown or (endpoint.reads.head != CLIENT_NONE and endpoint.reads.head != slot)):
+        client.service.backend.read_wanted(endpoint)
 
 
 cdef void client_end_of_data(ClientEndpoint* endpoint) noexcept nogil:
@@ -254,6 +345,7 @@ cdef void client_read_failed(ClientEndpoint* endpoint, int32_t error, uint32_t d
 cdef void client_connection_closed(ClientEndpoint* endpoint, int32_t error, uint32_t detail) noexcept nogil:
     cdef Client* client = endpoint.client
     endpoint.connection = NULL
+    endpoint.read_lent = endpoint.write_lent = CLIENT_NONE
     client.connection_count -= 1
     if client.state != CLIENT_ATTACHED or endpoint.state == ENDPOINT_CLOSING:
         return

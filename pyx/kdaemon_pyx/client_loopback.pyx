@@ -5,7 +5,7 @@ engine. Conventions: OPEN to an odd port stays under way until it is cancelled; 
 """
 
 from libc.errno cimport ENOMEM
-from libc.stdint cimport int64_t, uint8_t, uint32_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 
@@ -64,6 +64,14 @@ cdef int64_t loopback_write(ClientEndpoint* endpoint, const uint8_t* data, uint3
     return length
 
 
+cdef int64_t loopback_cancel_write(ClientEndpoint* endpoint) noexcept nogil:
+    return 0
+
+
+cdef uint64_t loopback_sent(ClientEndpoint* endpoint) noexcept nogil:
+    return 0
+
+
 cdef bint loopback_is_sent(ClientEndpoint* endpoint) noexcept nogil:
     return True
 
@@ -84,7 +92,10 @@ cdef void loopback_close(ClientEndpoint* endpoint, bint orderly) noexcept nogil:
 
 cdef ClientBackend backend
 backend.read_wanted = loopback_read_wanted
+backend.cancel_read = loopback_read_wanted         # nothing is ever lent
 backend.write = loopback_write
+backend.cancel_write = loopback_cancel_write
+backend.sent = loopback_sent
 backend.is_sent = loopback_is_sent
 backend.shutdown = loopback_shutdown
 backend.close = loopback_close

@@ -12,8 +12,8 @@ from kdaemon_pyx.client_abi cimport (
 )
 from kdaemon_pyx.client_control cimport client_binding_new, client_event_free, client_event_new, client_event_push
 from kdaemon_pyx.client_endpoint cimport (
-    client_cancel_writes_behind, client_endpoint_find, client_endpoint_free, client_endpoint_handle, client_endpoint_new,
-    client_finish, client_make_ready, client_match_accepts, client_pump_writes,
+    client_cancel_reads, client_endpoint_find, client_endpoint_free, client_endpoint_handle, client_endpoint_new,
+    client_finish, client_finish_write, client_make_ready, client_match_accepts, client_pump_writes,
 )
 from kdaemon_pyx.client_queue cimport (
     client_fetch_parameters, client_heap_add, client_heap_remove, client_post, client_queue_push, client_queue_remove,
@@ -120,6 +120,7 @@ cdef void client_submit(Client* client, client_submission* submission) noexcept 
     operation.offset = submission.offset
     operation.length = submission.length
     operation.done = 0
+    operation.cancel_error = 0
     operation.endpoint_index = endpoint.index
     operation.opening_index = CLIENT_NONE
     operation.sequence += 1
@@ -194,9 +195,8 @@ cdef void start_write(Client* client, ClientEndpoint* endpoint, uint32_t slot) n
         return
     if operation.opcode == CLIENT_SHUTDOWN and operation.argument == CLIENT_SHUTDOWN_READ:
         endpoint.read_shutdown = True
-        while endpoint.reads.head != CLIENT_NONE:
-            client_finish(client, endpoint.reads.head, -ECANCELED, 0)
-        client.service.backend.read_wanted(endpoint)     # what comes is thrown away
+        if client_cancel_reads(client, endpoint):
+            client.service.backend.read_wanted(endpoint)     # what comes is thrown away
         client_finish(client, slot, 0, 0)
         return
     if endpoint.write_shutdown:
@@ -374,26 +374,34 @@ cdef int cancel(Client* client, uint32_t slot, int error) noexcept nogil:
     cdef ClientOperation* operation = &client.operations[slot]
     cdef ClientEndpoint* endpoint = &client.endpoints[operation.endpoint_index]
     cdef ClientEvent* event
+    cdef int64_t taken
     if operation.state == OPERATION_HELD:
         client_make_ready(client, endpoint)
         client_finish(client, slot, error, 0)
     elif operation.state == OPERATION_READING:
-        client_finish(client, slot, error, 0)
+        if slot != endpoint.read_lent:
+            client_finish(client, slot, error, 0)
+        elif not operation.cancel_error:
+            operation.cancel_error = error
+            client.service.backend.cancel_read(endpoint)     # client_received() completes it
     elif operation.state == OPERATION_WRITING:
         if operation.opcode == CLIENT_CLOSE:
             if error == -ECANCELED:
                 return -EALREADY
             abort_close(client, endpoint)
             return 0
-        if operation.opcode == CLIENT_WRITE and operation.done:
-            if operation.done == operation.length and error == -ECANCELED:
-                return -EALREADY
-            # What moved is told as a short count; what follows would leave a hole in the stream.
-            if operation.done < operation.length:
-                client_cancel_writes_behind(client, slot)
-            client_finish(client, slot, operation.done, 0)
-        else:
-            client_finish(client, slot, error, 0)
+        if slot == endpoint.write_lent:
+            if operation.cancel_error:
+                return 0
+            taken = client.service.backend.cancel_write(endpoint)
+            if taken < 0:
+                operation.cancel_error = error               # client_sent() completes it
+                return 0
+            endpoint.write_lent = CLIENT_NONE
+            operation.done = <uint32_t> taken
+        if operation.opcode == CLIENT_WRITE and operation.done == operation.length and error == -ECANCELED:
+            return -EALREADY
+        client_finish_write(client, slot, error)
         if endpoint.write_next != CLIENT_NONE:
             client_pump_writes(client, endpoint)
     elif operation.state == OPERATION_CONTROL and operation.opening_index != CLIENT_NONE:

@@ -120,7 +120,7 @@ cdef int client_create(
     client.completion_entries = completion_entries
     client.slot_count = slot_count
     client.endpoints_max = endpoints_max
-    client.endpoint_free = client.ready_head = CLIENT_NONE
+    client.endpoint_free = client.ready_head = client.filling_head = CLIENT_NONE
     client.state = CLIENT_ATTACHED
     for i in range(slot_count):
         client.operations[i].heap_position = CLIENT_NONE
@@ -128,7 +128,7 @@ cdef int client_create(
     ring.client = client
     ring.kind = ENDPOINT_RING
     ring.reads.head = ring.reads.tail = ring.writes.head = ring.writes.tail = CLIENT_NONE
-    ring.opening_slot = ring.ready_next = CLIENT_NONE
+    ring.opening_slot = ring.ready_next = ring.filling_next = ring.read_lent = ring.write_lent = CLIENT_NONE
     ring.held.head = ring.held.tail = ring.write_next = ring.pending_next = ring.pending_tail = CLIENT_NONE
     client.header.magic = CLIENT_MAGIC
     client.header.version_major = CLIENT_VERSION_MAJOR

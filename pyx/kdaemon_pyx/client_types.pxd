@@ -52,7 +52,8 @@ cdef struct ClientOperation:
     uint64_t deadline_ns               # absolute; 0: none
     uint64_t offset                    # in the arena, validated
     uint32_t length
-    uint32_t done                      # WRITE: bytes handed to the connection
+    uint32_t done                      # WRITE: bytes handed to the connection; READ: bytes in the arena
+    int32_t cancel_error               # its memory is with the connection: what it ends with if nothing moves any more
     uint32_t endpoint_index            # what orders it: a connection, a listener, 0: the ring
     uint32_t opening_index             # OPEN, CONNECT, LISTEN, ADOPT: the endpoint being made
     uint32_t sequence                  # counts the uses of this slot: names the operation to the control thread
@@ -82,6 +83,9 @@ cdef struct ClientEndpoint:
     uint32_t opening_slot              # the operation that makes it (OPEN ...) or changes it (START_TLS), CLIENT_NONE
     uint32_t ready_next
     uint32_t write_next                # first of `writes` that is not wholly with the connection
+    uint32_t read_lent                 # the READ whose memory the connection may write to; CLIENT_NONE
+    uint32_t write_lent                # the WRITE whose memory the connection still reads; CLIENT_NONE
+    uint32_t filling_next              # client's list of connections whose first READ has got something and could get more
     uint32_t active                    # operations started and not completed
     uint32_t pending_next              # listener: first of the accepted connections nobody took yet; connection: the next of them
     uint32_t pending_tail
@@ -95,6 +99,8 @@ cdef struct ClientEndpoint:
     bint write_shutdown
     bint close_queued                  # CLOSE was started: the handle is dead
     bint close_timed_out
+    bint is_filling                    # in that list
+    bint close_waits                   # CLOSE is carried out when the memory of a READ has come back
     bint is_ready                      # in the client's list of endpoints whose barrier may be over
 
 cdef struct ClientLimits:
@@ -142,6 +148,7 @@ cdef struct Client:
     uint32_t endpoint_free               # free list through pending_next
     uint32_t endpoint_count
     uint32_t ready_head
+    uint32_t filling_head
     uint32_t connection_count          # endpoints with a connection that has to be joined
     uint8_t state
     uint8_t detach_reason
@@ -149,17 +156,25 @@ cdef struct Client:
 
 # What carries a client's connections: the engine's connections in the daemon (client_connection.pyx), memory in the harness.
 cdef struct ClientBackend:
-    # Reads are waiting: call client_deliver() with what is there, now or when it comes.
+    # Reads are waiting: call client_deliver() with what is there, now or when it comes. Or borrow the first one's memory (read_lent) and
+    # call client_received() when it is filled.
     void (*read_wanted)(ClientEndpoint* endpoint) noexcept nogil
-    # Take up to `length` bytes (copied, or referenced until client_sent()): bytes taken; 0: client_writable() will be called; <0: errno.
+    # Give the borrowed memory back by client_received(), now or later.
+    void (*cancel_read)(ClientEndpoint* endpoint) noexcept nogil
+    # Take up to `length` bytes: bytes taken; 0: client_writable() will be called; <0: errno. Copied, or borrowed until client_sent(): then it sets
+    # write_lent to write_next.
     int64_t (*write)(ClientEndpoint* endpoint, const uint8_t* data, uint32_t length) noexcept nogil
+    # Give the borrowed memory back: the bytes of it that leave all the same; <0: client_sent() will be called, then ask sent().
+    int64_t (*cancel_write)(ClientEndpoint* endpoint) noexcept nogil
+    uint64_t (*sent)(ClientEndpoint* endpoint) noexcept nogil
     # All that write() took has left: 1; else client_sent() will be called: 0.
     bint (*is_sent)(ClientEndpoint* endpoint) noexcept nogil
     # close_notify after what was written; reading goes on. 0 or a negative errno.
     int (*shutdown)(ClientEndpoint* endpoint) noexcept nogil
     # Wake the program by a byte on its doorbell.
     void (*ring)(Client* client) noexcept nogil
-    # orderly: close_notify, then close; else at once. Calls client_connection_closed() before it returns; what lingers is the backend's.
+    # orderly: close_notify, then close; else at once. Calls client_connection_closed() before it returns, what lingers is the backend's; or, when
+    # memory is borrowed, after the last operation on it has ended.
     void (*close)(ClientEndpoint* endpoint, bint orderly) noexcept nogil
 
 # To the control thread: an operation it must carry out, or news about a client.

@@ -5,7 +5,7 @@
 #
 # Thread-safety: everything here runs in the one engine thread that owns the connection's uring.
 
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 # The structures (File, Connection, Service, CloseReason, ...) are in core.pxd; take them from here or from there.
 from kdaemon_pyx.core cimport (
@@ -33,6 +33,10 @@ cdef int connection_send_file(Connection* c, File* file, uint64_t offset, uint64
 #
 # Queue `length` bytes of the service's memory, like a file range: it stays valid until on_sent or on_closed. 0, or -EBUSY.
 cdef int connection_send_memory(Connection* c, const uint8_t* data, uint64_t length) noexcept nogil
+# The service wants that memory back: how many bytes of it leave all the same (the memory is the service's again at once), or -EINPROGRESS: the kernel
+# still reads it; on_sent tells the end, connection_memory_sent() then how much went.
+cdef int64_t connection_cancel_send(Connection* c) noexcept nogil
+cdef uint64_t connection_memory_sent(Connection* c) noexcept nogil
 # The next plaintext, 1..`length` bytes, goes to `data`; on_data(c, data, n) gives the memory back (n = 0: cancelled), its return value below
 # zero closes. Valid until then or on_closed. From the first call on nothing is received without being asked for: that is the
 # back-pressure, and why the peer's end is only seen while a receive is waiting. 0, or -EBUSY (one at a time).

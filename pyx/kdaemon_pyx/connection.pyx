@@ -6,7 +6,7 @@ requests leave together.
 """
 
 from libc.errno cimport EBUSY
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 from kdaemon_pyx.core cimport (
     CLOSE_DEADLINE, CLOSE_SERVICE, CLOSE_TRUNCATED, CONNECTION_CLOSING, CONNECTION_ESTABLISHED, CONNECTION_FREE,
@@ -16,7 +16,7 @@ from kdaemon_pyx.handshake_io cimport handshake_arm, handshake_install
 from kdaemon_pyx.lifecycle cimport connection_join, connection_mark, connection_terminate, connection_update_timer
 from kdaemon_pyx.output cimport output_commit, output_reserve, output_room
 from kdaemon_pyx.receive cimport receive_arm, receive_offer, receive_pull_cancel
-from kdaemon_pyx.transmit cimport transmit_alert, transmit_idle, transmit_progressed, transmit_pump, transmit_shutdown
+from kdaemon_pyx.transmit cimport transmit_alert, transmit_idle, transmit_memory_cancel, transmit_progressed, transmit_pump, transmit_shutdown
 
 
 cdef uint8_t* connection_reserve(Connection* c, uint32_t length) noexcept nogil:
@@ -37,6 +37,14 @@ cdef int connection_send_file(Connection* c, File* file, uint64_t offset, uint64
 
 cdef int connection_send_memory(Connection* c, const uint8_t* data, uint64_t length) noexcept nogil:
     return file_range_queue_memory(c, data, length)
+
+
+cdef int64_t connection_cancel_send(Connection* c) noexcept nogil:
+    return transmit_memory_cancel(c)
+
+
+cdef uint64_t connection_memory_sent(Connection* c) noexcept nogil:
+    return c.memory_sent
 
 
 cdef int connection_receive_into(Connection* c, uint8_t* data, uint32_t length) noexcept nogil:

@@ -184,6 +184,7 @@ cdef struct Connection:
     uint8_t key_limit_told
     uint8_t client_role            # adopted: the peer may send tickets
     uint8_t file_reading           # a READ into `output` is outstanding
+    uint8_t memory_cancelled       # the service wants it back: the SEND in flight is the last
     uint8_t output_full            # output holds a batch of the file that is to be sent as it is
     uint16_t record_content_max    # of a record sent, its type byte not counted: RFC 8449, 16384 without it
 
@@ -206,6 +207,7 @@ cdef struct Connection:
     uint64_t file_remaining        # bytes not yet read
     uint32_t file_read_length      # bytes asked for by the outstanding READ
     const uint8_t* memory          # the range is the service's memory instead (file is &core.memory_file then)
+    uint64_t memory_sent           # of it: bytes sealed, or taken by the kernel
     uint8_t* pull_data             # where the service wants the next plaintext, or NULL; owner until on_data: the connection
     uint32_t pull_length
 

@@ -17,7 +17,7 @@ from kdaemon_pyx.buffers cimport BUFFER_LARGE, BUFFER_SMALL, BUFFER_SMALL_SIZE, 
 from kdaemon_pyx.core cimport (
     CLOSE_FILE, CLOSE_RESOURCES, CONNECTION_CLOSING, OPERATION_FILE_READ, RECORD_LAYER_USER, Connection, File)
 from kdaemon_pyx.lifecycle cimport connection_mark, connection_terminate, file_release, operation_data
-from kdaemon_pyx.output cimport output_capacity, output_cut, output_fit, output_limited, output_seal
+from kdaemon_pyx.output cimport output_capacity, output_cut, output_fit, output_limited, output_seal, output_seal_from
 from kdaemon_pyx.record cimport CONTENT_APPLICATION_DATA, RECORD_HEADER, RECORD_OVERHEAD, RECORD_PLAINTEXT_MAX
 from kdaemon_pyx.uring cimport uring_sqe
 
@@ -69,6 +69,8 @@ cdef int file_range_queue_memory(Connection* c, const uint8_t* data, uint64_t le
     cdef int result = file_range_queue(c, &c.core.memory_file, 0, length)
     if result == 0 and length:
         c.memory = data
+        c.memory_sent = 0
+        c.memory_cancelled = 0
     return result
 
 
@@ -246,27 +248,45 @@ cdef bint file_range_window(Connection* c) noexcept nogil:
     return True
 
 
+cdef void memory_fill(Connection* c) noexcept nogil:
+    """User layer: seals the service's memory straight into the output. Whoever rewrites it meanwhile garbles his own bytes: each is read once, and the
+    ciphertext is nobody else's."""
+    cdef uint64_t piece
+    if c.record_layer != RECORD_LAYER_USER:
+        c.output_full = 1                          # sent from where it is, behind what is committed
+        return
+    if c.record_length and output_seal(c, CONTENT_APPLICATION_DATA) < 0:
+        return
+    while c.file_remaining:
+        piece = c.file_remaining if c.file_remaining < c.record_content_max else c.record_content_max
+        if c.output_length + RECORD_OVERHEAD + piece > output_capacity(c.output):
+            break
+        if output_seal_from(c, CONTENT_APPLICATION_DATA, c.memory + c.file_offset, <uint32_t>piece) < 0:
+            return
+        c.file_offset += piece
+        c.file_remaining -= piece
+    c.output_full = 1
+    c.memory_sent = c.file_offset
+    if c.file_remaining == 0:
+        file_range_drop(c)
+
+
 cdef void file_range_fill(Connection* c) noexcept nogil:
     """Reads the next batch into ``output``; may leave a READV outstanding."""
     cdef lu.iovec[10] vectors
     cdef lu.iovec* kept
-    cdef uint32_t count, total, i
-    cdef uint64_t position = c.file_offset
+    cdef uint32_t count, total
     cdef int64_t result
     cdef lu.io_uring_sqe* sqe
     if output_for_file(c) < 0:
         connection_terminate(c, CLOSE_RESOURCES, ENOMEM)
         return
+    if c.memory != NULL:
+        memory_fill(c)
+        return
     count = file_vectors(c, vectors, &total)
     if total == 0:
         c.output_full = 1                          # what is committed fills it: send that first
-        return
-    if c.memory != NULL:
-        # One copy, made before anything is sealed: whoever rewrites the memory meanwhile garbles his own bytes, no nonce is used twice.
-        for i in range(count):
-            memcpy(vectors[i].iov_base, c.memory + position, vectors[i].iov_len)
-            position += vectors[i].iov_len
-        file_bytes_read(c, total)
         return
     result = preadv2(c.file.fd, vectors, <int>count, <int64_t>c.file_offset, RWF_NOWAIT)
     if result > 0:

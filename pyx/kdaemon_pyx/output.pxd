@@ -25,5 +25,6 @@ cdef uint8_t* output_reserve(Connection* c, uint32_t length) noexcept nogil
 cdef void output_commit(Connection* c, uint32_t length) noexcept nogil
 cdef uint32_t output_room(Connection* c) noexcept nogil
 cdef int output_seal(Connection* c, uint8_t content_type) noexcept nogil
+cdef int output_seal_from(Connection* c, uint8_t content_type, const uint8_t* plaintext, uint32_t length) noexcept nogil
 cdef int output_cut(Connection* c) noexcept nogil
 cdef uint32_t output_fit(Connection* c) noexcept nogil

@@ -15,23 +15,29 @@ from kdaemon_pyx.buffers cimport BUFFER_LARGE, BUFFER_SMALL, pool_take
 from kdaemon_pyx.core cimport CLOSE_LIMIT, CONNECTION_CLOSING, RECORD_LAYER_USER, Connection
 from kdaemon_pyx.lifecycle cimport EVENT_KIND_KEY_LIMIT, connection_mark, connection_terminate, event_push_keys
 from kdaemon_pyx.record cimport (
-    CONTENT_APPLICATION_DATA, RECORD_HEADER, RECORD_OVERHEAD, RECORD_PLAINTEXT_MAX, RECORD_TRAILER, record_seal)
+    CONTENT_APPLICATION_DATA, RECORD_HEADER, RECORD_OVERHEAD, RECORD_PLAINTEXT_MAX, RECORD_TRAILER, record_seal_from)
 
 
 cdef int output_seal(Connection* c, uint8_t content_type) noexcept nogil:
     """User layer: closes the open record. 0, or a negative errno after which the connection is closing."""
+    cdef uint32_t length = c.record_length
+    c.record_length = 0
+    return output_seal_from(c, content_type, c.output.data + c.output_length + RECORD_HEADER, length)
+
+
+cdef int output_seal_from(Connection* c, uint8_t content_type, const uint8_t* plaintext, uint32_t length) noexcept nogil:
+    """The same with plaintext from elsewhere, read once; no record is open."""
     cdef int64_t sealed
     if c.transmit_keys.sequence + KEY_LIMIT_MARGIN >= c.transmit_keys.sequence_max and not c.key_limit_told:
         c.key_limit_told = 1
         event_push_keys(c, EVENT_KIND_KEY_LIMIT, 1, NULL, 0)
-    sealed = record_seal(&c.transmit_keys, content_type, c.output.data + c.output_length, c.record_length)
+    sealed = record_seal_from(&c.transmit_keys, content_type, c.output.data + c.output_length, plaintext, length)
     if sealed < 0:
         connection_terminate(c, CLOSE_LIMIT, <int32_t>-sealed)
         return <int>sealed
     if content_type == CONTENT_APPLICATION_DATA:
-        c.core.counters.bytes_out += c.record_length
+        c.core.counters.bytes_out += length
     c.output_length += <uint32_t>sealed
-    c.record_length = 0
     return 0
 
 

@@ -46,5 +46,7 @@ cdef int record_keys_set(
     bint encrypt) noexcept nogil
 cdef void record_keys_clear(RecordKeys* keys) noexcept nogil
 cdef int64_t record_seal(RecordKeys* keys, uint8_t content_type, uint8_t* record, uint32_t length) noexcept nogil
+cdef int64_t record_seal_from(
+    RecordKeys* keys, uint8_t content_type, uint8_t* record, const uint8_t* plaintext, uint32_t length) noexcept nogil
 cdef int64_t record_open(RecordKeys* keys, uint8_t* record, uint32_t record_length, uint8_t* content_type) noexcept nogil
 cdef int record_alert(int error) noexcept nogil

@@ -88,13 +88,22 @@ cdef void record_nonce(const RecordKeys* keys, uint8_t* nonce) noexcept nogil:
 
 
 cdef int64_t record_seal(RecordKeys* keys, uint8_t content_type, uint8_t* record, uint32_t length) noexcept nogil:
-    """Seals one record in place.
+    """Seals one record in place: RECORD_HEADER bytes of room, ``length`` (0..16384) bytes of plaintext, 17 bytes of room. As record_seal_from."""
+    return record_seal_from(keys, content_type, record, record + RECORD_HEADER, length)
 
-    ``record``: RECORD_HEADER bytes of room, ``length`` (0..16384) bytes of plaintext, 17 bytes of room. Returns the record's size on the wire,
-    -EKEYEXPIRED at the AEAD limit, -EINVAL, -EPROTO if libcrypto fails. A sequence number is used at most once: it moves on failure too.
+
+cdef int64_t record_seal_from(
+        RecordKeys* keys, uint8_t content_type, uint8_t* record, const uint8_t* plaintext, uint32_t length) noexcept nogil:
+    """Seals one record into ``record``, which has room for ``length`` + RECORD_OVERHEAD bytes.
+
+    ``plaintext`` is in its place in ``record`` or anywhere else. It may be memory that somebody rewrites meanwhile: every byte is read once, what is
+    authenticated is the ciphertext in ``record``. Returns the record's size on the wire, -EKEYEXPIRED at the AEAD limit, -EINVAL, -EPROTO if
+    libcrypto fails. A sequence number is used at most once: it moves on failure too.
     """
     cdef uint8_t[12] nonce
     cdef uint32_t sealed = length + 1 + RECORD_TAG
+    cdef uint8_t* body = record + RECORD_HEADER
+    cdef uint32_t apart = length if plaintext != body else 0     # bytes sealed before the content type joins
     cdef int out = 0
     if keys.context == NULL or length > RECORD_PLAINTEXT_MAX:
         return -EINVAL
@@ -105,15 +114,15 @@ cdef int64_t record_seal(RecordKeys* keys, uint8_t content_type, uint8_t* record
     record[2] = 3
     record[3] = <uint8_t>(sealed >> 8)
     record[4] = <uint8_t>sealed
-    record[RECORD_HEADER + length] = content_type
+    body[length] = content_type
     record_nonce(keys, nonce)
     keys.sequence += 1
     if (crypto.EVP_CipherInit_ex(keys.context, NULL, NULL, NULL, nonce, -1) != 1
             or crypto.EVP_EncryptUpdate(keys.context, NULL, &out, record, RECORD_HEADER) != 1
-            or crypto.EVP_EncryptUpdate(keys.context, record + RECORD_HEADER, &out, record + RECORD_HEADER, <int>(length + 1)) != 1
-            or crypto.EVP_EncryptFinal_ex(keys.context, record + RECORD_HEADER + length + 1, &out) != 1
-            or crypto.EVP_CIPHER_CTX_ctrl(keys.context, crypto.EVP_CTRL_AEAD_GET_TAG, RECORD_TAG,
-                                          record + RECORD_HEADER + length + 1) != 1):
+            or (apart and crypto.EVP_EncryptUpdate(keys.context, body, &out, plaintext, <int>apart) != 1)
+            or crypto.EVP_EncryptUpdate(keys.context, body + apart, &out, body + apart, <int>(length + 1 - apart)) != 1
+            or crypto.EVP_EncryptFinal_ex(keys.context, body + length + 1, &out) != 1
+            or crypto.EVP_CIPHER_CTX_ctrl(keys.context, crypto.EVP_CTRL_AEAD_GET_TAG, RECORD_TAG, body + length + 1) != 1):
         crypto.ERR_clear_error()
         return -EPROTO
     return RECORD_HEADER + sealed

@@ -1,6 +1,6 @@
 """Send side of a connection: queued items and the pump."""
 
-from libc.stdint cimport int32_t, uint8_t, uint32_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t
 
 from kdaemon_pyx.core cimport Connection
 
@@ -14,3 +14,4 @@ cdef void transmit_shutdown(Connection* c) noexcept nogil
 cdef void transmit_send_done(Connection* c, int32_t result) noexcept nogil
 cdef void transmit_control_done(Connection* c, int32_t result) noexcept nogil
 cdef bint transmit_progressed(Connection* c) noexcept nogil
+cdef int64_t transmit_memory_cancel(Connection* c) noexcept nogil

@@ -3,7 +3,7 @@
 One SEND is in flight at most. While it is, the next batch is prepared: ``output`` is being filled, ``sending`` belongs to the kernel.
 """
 
-from libc.errno cimport EAGAIN, EFAULT, EINTR, EINVAL, ENOMEM
+from libc.errno cimport EAGAIN, EFAULT, EINPROGRESS, EINTR, EINVAL, ENOMEM
 from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
@@ -12,7 +12,7 @@ from kdaemon_pyx cimport liburing as lu
 from kdaemon_pyx.buffers cimport BUFFER_SMALL, BUFFER_TAIL, pool_give, pool_take
 from kdaemon_pyx.core cimport (
     CLOSE_FILE, CLOSE_LIMIT, CLOSE_RECORD, CLOSE_RESET, CLOSE_RESOURCES, CONNECTION_CLOSING, ITEM_CONTROL, ITEM_RAW, ITEM_REKEY, OPERATION_SEND,
-    OPERATION_SEND_CONTROL, RECORD_LAYER_KERNEL, RECORD_LAYER_USER, Connection, ControlMessage, Item, KeyMaterial)
+    OPERATION_CANCEL, OPERATION_SEND_CONTROL, RECORD_LAYER_KERNEL, RECORD_LAYER_USER, Connection, ControlMessage, Item, KeyMaterial)
 from kdaemon_pyx.file_range cimport file_range_drop, file_range_fill, file_range_window
 from kdaemon_pyx.ktls cimport KTLS_TX, ktls_control_prepare_send, ktls_set_keys
 from kdaemon_pyx.libcrypto cimport OPENSSL_cleanse
@@ -24,6 +24,9 @@ from kdaemon_pyx.record cimport (
     CONTENT_ALERT, CONTENT_APPLICATION_DATA, CONTENT_HANDSHAKE, RECORD_HEADER, RECORD_OVERHEAD, RECORD_PLAINTEXT_MAX, record_keys_set, suite_records_max)
 from kdaemon_pyx.uring cimport uring_sqe
 
+
+cdef extern from "<errno.h>" nogil:
+    int ECANCELED
 
 cdef extern from "<sys/socket.h>" nogil:
     int MSG_NOSIGNAL
@@ -371,6 +374,8 @@ cdef void transmit_send_done(Connection* c, int32_t result) noexcept nogil:
     """Completion of SEND."""
     if c.state == CONNECTION_CLOSING:
         return
+    if c.memory_cancelled and (c.sending == &c.window or c.window_behind) and (result == -ECANCELED or result == -EAGAIN or result == -EINTR):
+        result = 0
     if result == -EAGAIN or result == -EINTR:
         if result == -EINTR or connection_would_block(c):
             submit_send(c)
@@ -385,16 +390,42 @@ cdef void transmit_send_done(Connection* c, int32_t result) noexcept nogil:
         c.window_behind = 0
         pool_give(&c.core.pool, c.sending)
         c.sending = &c.window
-    if c.sending_start < c.sending_length:
+    elif c.window_behind and c.memory_cancelled:   # what is before the memory leaves all the same
+        c.window_behind = 0
+        c.memory_sent = c.file_offset - c.window.capacity
+        file_range_drop(c)
+    if c.sending_start < c.sending_length and not (c.memory_cancelled and c.sending == &c.window):
         submit_send(c)
         return
     if c.sending == &c.window:
+        c.memory_sent = c.file_offset - (c.sending_length - c.sending_start)
         if c.file_remaining == 0:
             file_range_drop(c)                     # nothing reads the mapping any more
     else:
         pool_give(&c.core.pool, c.sending)
     c.sending = NULL
     c.send_deadline_ns = 0
+
+
+cdef int64_t transmit_memory_cancel(Connection* c) noexcept nogil:
+    """The service wants its memory back. The bytes of it that are on their way in any case; or -EINPROGRESS: the kernel still reads it, on_sent
+    tells when it does not any more."""
+    cdef lu.io_uring_sqe* sqe
+    if c.memory == NULL:
+        return <int64_t>c.memory_sent
+    c.file_remaining = 0
+    if c.sending != &c.window and not c.window_behind:
+        file_range_drop(c)
+        c.output_full = 0
+        connection_mark(c)
+        return <int64_t>c.memory_sent
+    if not c.memory_cancelled:
+        c.memory_cancelled = 1
+        sqe = uring_sqe(&c.core.uring)
+        lu.io_uring_prep_cancel64(sqe, operation_data(c, OPERATION_SEND), 0)
+        lu.io_uring_sqe_set_data64(sqe, operation_data(c, OPERATION_CANCEL))
+        c.operations += 1
+    return -EINPROGRESS
 
 
 cdef void transmit_discard(Connection* c) noexcept nogil:
