@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from benchmarks.rings.servers import Server
+from benchmarks.serving.perf_counts import PerfAccount
 
 SOURCES = Path(__file__).resolve().parent
 HEADERS = SOURCES.parent.parent / "pyx" / "kdaemon_pyx"
@@ -142,3 +143,13 @@ def measure(
                 load(program, server.port, case, seconds=seconds, cpu=cpu, used=server.cpu_seconds)
             )
     return measured
+
+
+def system_calls(program: Path, servers: dict[str, Server], case: Case, seconds: float, cpu: int) -> dict[str, float]:
+    """Of program and daemon together per operation, of which a message is two, in a run of its own."""
+    found = {}
+    for name, server in servers.items():
+        counted = PerfAccount(server.account.pids(), "raw_syscalls:sys_enter")
+        one = load(program, server.port, case, seconds=seconds, cpu=cpu, used=counted)
+        found[name] = one.used / (2 * one.messages)
+    return found

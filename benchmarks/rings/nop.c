@@ -6,68 +6,16 @@
  *   ./nop --doorbell CPU CPU N     a bare doorbell round trip between two CPUs, to compare with
  */
 #define _GNU_SOURCE
-#include <errno.h>
-#include <poll.h>
 #include <sched.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <sys/mman.h>
-#include <sys/socket.h>
-#include <sys/un.h>
 #include <time.h>
-#include <unistd.h>
 
-#include "client_abi.h"
-
-struct lane {
-    int attach_fd, doorbell_fd;
-    struct client_header *header;
-    struct client_submission *submissions;
-    struct client_completion *completions;
-    uint32_t submission_tail, completion_head;
-};
-
-static void fail(const char *what)
-{
-    perror(what);
-    exit(1);
-}
+#include "lane.h"
 
 static uint64_t now_ns(void)
 {
     struct timespec now;
     clock_gettime(CLOCK_MONOTONIC, &now);
     return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
-}
-
-static void attach(struct lane *lane, const char *path)
-{
-    struct sockaddr_un address = {.sun_family = AF_UNIX};
-    struct client_hello hello = {.magic = CLIENT_MAGIC, .version_major = CLIENT_VERSION_MAJOR, .version_minor = CLIENT_VERSION_MINOR,
-                                 .size = sizeof(hello), .lane = 0, .submission_entries = 256, .completion_entries = 256, .slot_count = 256};
-    struct client_hello_reply reply;
-    union { struct cmsghdr header; char bytes[CMSG_SPACE(2 * sizeof(int))]; } control;
-    struct iovec vector = {&reply, sizeof(reply)};
-    struct msghdr message = {.msg_iov = &vector, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof(control)};
-    int fds[2];
-
-    lane->attach_fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    snprintf(address.sun_path, sizeof(address.sun_path), "%s", path);
-    if (connect(lane->attach_fd, (struct sockaddr *)&address, sizeof(address)) < 0)
-        fail(path);
-    if (send(lane->attach_fd, &hello, sizeof(hello), 0) != sizeof(hello))
-        fail("hello");
-    if (recvmsg(lane->attach_fd, &message, MSG_CMSG_CLOEXEC) != sizeof(reply) || reply.error) {
-        errno = -reply.error;
-        fail("attach");
-    }
-    memcpy(fds, CMSG_DATA(&control.header), sizeof(fds));
-    lane->doorbell_fd = fds[1];
-    lane->header = mmap(NULL, reply.memory_size, PROT_READ | PROT_WRITE, MAP_SHARED, fds[0], 0);
-    if (lane->header == MAP_FAILED)
-        fail("mmap");
-    lane->submissions = (void *)((char *)lane->header + lane->header->submission_offset);
-    lane->completions = (void *)((char *)lane->header + lane->header->completion_offset);
 }
 
 static void prepare(struct lane *lane, uint32_t slot)
@@ -77,13 +25,6 @@ static void prepare(struct lane *lane, uint32_t slot)
     entry->opcode = CLIENT_NOP;
     entry->slot = slot;
     entry->user_data = lane->submission_tail++;
-}
-
-static void submit(struct lane *lane)
-{
-    client_publish(&lane->header->submission_tail, lane->submission_tail);
-    if (client_must_ring(&lane->header->daemon_state))
-        send(lane->doorbell_fd, "", 1, MSG_DONTWAIT | MSG_NOSIGNAL);
 }
 
 static uint32_t reap(struct lane *lane)
@@ -96,18 +37,6 @@ static uint32_t reap(struct lane *lane)
     if (count)
         client_publish(&lane->header->completion_head, lane->completion_head);
     return count;
-}
-
-static void sleep_until_rung(struct lane *lane)
-{
-    struct pollfd fds[2] = {{lane->doorbell_fd, POLLIN, 0}, {lane->attach_fd, POLLRDHUP, 0}};
-    char bytes[64];
-    client_say_asleep(&lane->header->program_state);
-    if (client_observe(&lane->header->completion_tail) == lane->completion_head) {
-        poll(fds, 2, -1);
-        recv(lane->doorbell_fd, bytes, sizeof(bytes), MSG_DONTWAIT);
-    }
-    client_say_awake(&lane->header->program_state);
 }
 
 static int compare(const void *one, const void *other)
@@ -171,7 +100,7 @@ int main(int argc, char **argv)
     }
     int rounds = atoi(argv[2]), woken = rounds / 100;
     uint64_t *samples = calloc(rounds, sizeof(*samples));
-    attach(&lane, argv[1]);
+    attach(&lane, argv[1], 256);
 
     for (int i = 0; i < rounds; i++) {
         samples[i] = now_ns();

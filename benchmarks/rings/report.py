@@ -23,6 +23,19 @@ def table(found: list[Measured]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
+def tables(found: list[Measured]) -> str:
+    """A table per mode: not every program has every mode."""
+    modes = dict.fromkeys(measured.case.mode for measured in found)
+    return "\n\n".join(table([measured for measured in found if measured.case.mode == mode]) for mode in modes)
+
+
+def system_calls(cases: list[str], calls: list[dict[str, float]]) -> str:
+    """Per operation: a message is two, one READ and one WRITE."""
+    lines = [["system calls per operation", *calls[0]], ["---"] * (1 + len(calls[0]))]
+    lines += [[case, *(f"{count:.3f}" for count in row.values())] for case, row in zip(cases, calls, strict=True)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
 def _figure(measured: Measured, name: str) -> str:
     work = measured.work(name)
     if measured.case.mode == "echo":

@@ -78,7 +78,7 @@ def environment(**more: str) -> dict[str, str]:
 
 @contextmanager
 def process(command: list[str], enter: Callable[[], None], **more: str) -> Iterator[subprocess.Popen[bytes]]:
-    """Its standard input ends at the end of the block."""
+    """Ended at the end of the block."""
     with subprocess.Popen(
         command,
         stdin=subprocess.PIPE,
@@ -92,6 +92,7 @@ def process(command: list[str], enter: Callable[[], None], **more: str) -> Itera
             yield started
         finally:
             started.stdin.close()
+            started.terminate()
             try:
                 started.wait(10)
             except subprocess.TimeoutExpired:
@@ -110,11 +111,8 @@ def daemon(
     command = [sys.executable, "-m", "kdaemon", "run", "--config", str(configuration)]
     path = directory / "kdaemon.sock"
     with process(command, enter) as started:
-        try:
-            until_it_answers(path, started)
-            yield path, started
-        finally:
-            started.terminate()
+        until_it_answers(path, started)
+        yield path, started
 
 
 @contextmanager
@@ -128,7 +126,7 @@ def running(
     cpus: set[int],
     daemon_cpus: set[int],
 ) -> Iterator[Server]:
-    """`command` prints its port. Names that begin with libtls get a daemon of their own."""
+    """`command` prints its port. Names that begin with libtls get a daemon of their own, by KDAEMON_SOCKET."""
     used = account(f"kdaemon-rings-{os.getpid()}-{name}")
     directory.mkdir()
 

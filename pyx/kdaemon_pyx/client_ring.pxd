@@ -82,7 +82,6 @@ cdef class ClientRing:
     cdef int _complete(self, Pending owner, uint32_t slot, int64_t result, uint32_t detail) except -1
     cdef int _die(self) except -1
     cdef int _run_callbacks(self) except -1
-    cdef int _arm_again(self) except -1
     cdef int _follow(self, Operation operation, int64_t left_ns) except -1
     cdef int _release_followers(self, Operation operation) except -1
     cdef int _promote(self) except -1

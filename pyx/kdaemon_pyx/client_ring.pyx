@@ -285,8 +285,7 @@ cdef class ClientRing:
             self.ring_now()
         return 0
 
-    # Takes a free slot, of which there must be one, and the next entry: zero but for opcode, handle, slot, user_data.
-    # publish() has to follow.
+    # Takes a free slot, of which there must be one, and the next entry, zero but for what it is given. publish() has to follow.
     cdef client_submission* prepare(self, Pending owner, uint8_t opcode, uint64_t handle) except NULL:
         # There is room: entries in the ring are at most the slots in flight, and the daemon makes no fewer entries than slots.
         cdef client_submission* submission = &self.submissions[self.submission_tail & self.submission_mask]
@@ -338,9 +337,7 @@ cdef class ClientRing:
         cdef int count = 0
         while self.completion_head != tail and not self.dead:
             completion = self.completions[self.completion_head & self.completion_mask]
-            # A daemon that has detached this program punched the memory out, from its beginning: then neither this nor `tail` was written
-            # by anybody, and the hang-up tells the rest.
-            if client_is_punched(self.header):
+            if client_is_punched(self.header):      # then neither this nor `tail` was written by anybody
                 break
             self._complete(<Pending> self.pending[completion.slot], completion.slot, completion.result, completion.detail)
             # After the operation's state: a leader that looks at both without the GIL sees the one or the other.
@@ -433,12 +430,6 @@ cdef class ClientRing:
             return False
         return True
 
-    # After a wait, which said "awake": whoever watches the doorbell (an event loop) must still be woken by it.
-    cdef int _arm_again(self) except -1:
-        while not self.dead and not self.arm():
-            self.reap()
-        return 0
-
     def wait(self, Operation operation, timeout=None) -> bool:
         """Wait until the operation is done; False when ``timeout`` (seconds) passed before. Signals run their handlers (PEP 475)."""
         cdef uint64_t deadline_ns = 0
@@ -473,8 +464,9 @@ cdef class ClientRing:
             finally:
                 self.has_leader = False
                 self.reap()
-                if self.watched:
-                    self._arm_again()
+                # The wait said "awake": who watches the doorbell (an event loop) must still be woken by it.
+                while self.watched and not self.dead and not self.arm():
+                    self.reap()
                 self._promote()
 
     # Another thread sleeps on the doorbell: wait until it completes this operation, or leaves and hands the doorbell on.
