@@ -10,6 +10,8 @@ from kdaemon_pyx import engine as e
 from kdaemon_pyx.record import RecordError, RecordProtection
 from support.records import HELLO, Keys, RecordPeer, RunningEngine, install_arguments, start
 
+from kdaemon import ktls
+
 RECORD_OVERFLOW = 22
 DATA = bytes(i * i % 251 for i in range(70000))
 
@@ -108,7 +110,39 @@ def test_padding_counts(running: RunningEngine) -> None:
     assert raised.value.errno == errno.EMSGSIZE
 
 
-# --- where the kernel would do the records, and can make none that are small enough ---------
+# --- where the kernel does the records, or would: old ones can make none that are small enough ---
+
+
+SMALLER_RECORDS = ktls.probe().tx_max_payload
+
+
+@pytest.mark.guest
+@pytest.mark.guest_new
+@pytest.mark.skipif(not SMALLER_RECORDS, reason="TLS_TX_MAX_PAYLOAD_LEN is in Linux since 6.19")
+@pytest.mark.parametrize("pull", [False, True])
+def test_the_kernel_makes_smaller_records(pull: bool) -> None:
+    running = start("require", pull=pull, ktls_record_size=True)
+    for limit in (64, 1000, 16384):
+        peer, conn = established(running, limit)
+        peer.send(DATA[:5000])
+        echoed, sizes = b"", []
+        while len(echoed) < 5000:
+            piece = peer.receive_record()[1]
+            sizes.append(len(piece))
+            echoed += piece
+        assert echoed == DATA[:5000]
+        assert max(sizes) <= limit - 1
+        running.engine.send_control(conn, 22, DATA[:200])
+        running.engine.flush()
+        handshake = b""
+        while len(handshake) < 200:
+            content_type, piece = peer.receive_record()
+            assert content_type == 22
+            assert len(piece) <= limit - 1
+            handshake += piece
+        assert handshake == DATA[:200]
+        peer.sock.close()
+    running.stop()
 
 
 def installed_small(layer: str) -> tuple[RunningEngine, socket.socket, int]:
