@@ -3,8 +3,8 @@
     python -m benchmarks.rings.branches [ENTRIES]
 
 Builds the service with gcov's counters, fuzzes it, and looks at both outcomes of every condition in the functions that
-judge what a client wrote. Exit status 1 names those that were never taken, except the ones that need a host out of
-memory or a broken control thread.
+judge what a client wrote. Exit status 1 names those that were never taken, except the ones that no client can bring
+about (OUT_OF_REACH, each with its reason).
 """
 
 import argparse
@@ -20,33 +20,35 @@ from typing import Any
 from benchmarks.rings import variants
 
 ENTRIES = 3_000_000
-# Where a client's submissions, parameters, handles and indices are judged and carried out.
+# Where submissions, parameters, handles and indices of a client are judged.
 VALIDATING = {
-    "client_operations": None,  # all of it
-    "client_queue": {"client_next_submission", "client_has_submissions", "client_fetch_parameters"},
-    "client_endpoint": {
-        "client_endpoint_new",
-        "client_endpoint_find",
-        "client_endpoint_free",
-        "client_finish",
-        "carry_out_close",
-        "client_pump_writes",
-        "fail_writes",
-        "client_cancel_writes_behind",
-        "client_match_accepts",
-    },
-}
-# (function, what the line contains): an outcome of its condition that no client can bring about.
-OUT_OF_REACH = {
-    ("start_control", "event == NULL"): "no memory",
-    ("start_control", "event.data == NULL"): "no memory",
-    (
+    "client_operations": {
+        "opcode_accepts",
+        "validate",
+        "client_submit",
+        "parameters_valid",
         "start_control",
-        "opening.binding == 0:",
-    ): "all 65,536 tokens are in use: more than the clients of a worker may have",
-    ("start_close", "event == NULL"): "no memory",
-    ("start_close", "event != NULL"): "no memory",
-    ("cancel", "event == NULL"): "no memory",
+        "cancel_target",
+        "client_expire",
+        "run_held",
+        "client_run_ready",
+    },
+    "client_queue": {"client_next_submission", "client_fetch_parameters"},
+    "client_endpoint": {"client_endpoint_new", "client_endpoint_find"},
+}
+_NO_MEMORY = "the host has no memory"
+_NO_TOKEN = "all 65,536 tokens are in use: more than the clients of a worker may have"
+# (function, what the line contains): what no client can bring about.
+OUT_OF_REACH = {
+    ("start_control", "event == NULL"): _NO_MEMORY,
+    ("start_control", "event.data == NULL"): _NO_MEMORY,
+    ("start_control", "-ENOMEM"): _NO_MEMORY,
+    ("start_control", "return"): _NO_MEMORY,
+    ("start_control", "error = -EMFILE"): _NO_TOKEN,
+    ("start_control", "opening.binding == 0:"): _NO_TOKEN,
+    ("start_control", "if on_ring:"): _NO_TOKEN,
+    ("start_control", "client_endpoint_free(client, opening)"): _NO_TOKEN,
+    ("start_control", "event.timeout_ns ="): "a deadline that has passed ends the operation before it starts",
 }
 _FUNCTION = re.compile(r"cdef .*?(\w+)\(.*(?:nogil:|,|\($)")
 
@@ -90,7 +92,7 @@ def main() -> None:
         source = (variants.SOURCES / f"{module}.pyx").read_text().splitlines()
         outcomes: dict[tuple[str, int], list[int]] = defaultdict(list)
         for name, number, count, branches in counters(folder, module):
-            if functions is None or name in functions:
+            if name in functions:
                 outcomes[name, number] += branches or [count]
         for (name, number), counts in sorted(outcomes.items()):
             text = source[number - 1].strip()

@@ -261,7 +261,7 @@ cdef uint32_t fuzzer_post(Fuzzer* fuzzer, uint32_t count) noexcept nogil:
     cdef uint32_t in_flight = fuzzer.submission_tail - fuzzer.completion_head
     cdef uint8_t opcode
     cdef int _
-    if in_flight + count > fuzzer.slot_count:
+    if in_flight + count > fuzzer.slot_count and fuzzer_draw(fuzzer) & 63:     # else more than there is room to answer
         count = fuzzer.slot_count - in_flight if in_flight < fuzzer.slot_count else 0
     for _ in range(<int> count):
         well_formed(fuzzer, &submission)

@@ -383,6 +383,8 @@ cdef int run_rounds(
             if idle & 1023 == 1023:      # the rewriter may have taken the published index back
                 client_publish(&client.header.submission_tail, fuzzer.submission_tail)
         else:
+            if client.in_flight >= client.completion_entries:
+                return 0
             return -4
         # The rewriter may have published entries that nobody wrote.
         fuzzer.submission_tail = client.submission_head
