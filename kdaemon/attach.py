@@ -6,6 +6,7 @@ a forked child may keep the socket), when it closes its doorbell, or when it bre
 """
 
 import array
+import contextlib
 import errno
 import grp
 import os
@@ -21,6 +22,7 @@ from kdaemon_pyx import client_abi as abi
 from kdaemon_pyx import client_admission
 from kdaemon_pyx.client_admission import Clients
 
+from kdaemon.attach_descriptors import BrokenProtocolError, receive
 from kdaemon.attach_operations import ClientOperations
 from kdaemon.config import Clients as ClientsConfig
 
@@ -70,11 +72,14 @@ class Attachments:
             self._refuse(sock, error, lane_count)
         except ValueError as error:
             self._log.info("client refused", problem=str(error))
-            sock.close()
+            self._close(sock)
 
     def _greet(self, sock: socket.socket, lane_count: int, daemon_uid: int) -> None:
         pid, uid, gid = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-        hello = abi.unpack_hello(sock.recv(abi.HELLO_SIZE))
+        data, fds = receive(sock, abi.HELLO_SIZE)
+        for fd in fds:  # nobody asked for any
+            self._operations.descriptors.closer.close(fd)
+        hello = abi.unpack_hello(data)
         if hello["version_major"] != abi.VERSION_MAJOR:
             raise OSError(errno.EPROTONOSUPPORT, f"version {hello['version_major']} of the client ring is asked for")
         if not may_attach(self._config, uid, gid, daemon_uid):
@@ -100,6 +105,7 @@ class Attachments:
             os.close(doorbell_fd)
         client = AttachedClient(handle, sock, _pidfd(sock, pid), pid, uid)
         self._attached[handle] = client
+        self._operations.descriptors.attached(handle, sock)
         self._watch(sock.fileno(), lambda mask: self._said(client, mask), select.EPOLLIN | select.EPOLLRDHUP)
         if client.pidfd >= 0:
             self._watch(client.pidfd, lambda mask: self._gone(client), select.EPOLLIN)
@@ -112,19 +118,23 @@ class Attachments:
             sock.send(reply, socket.MSG_NOSIGNAL)
         except OSError:
             pass  # it went away
-        sock.close()
+        self._close(sock)
 
     def _said(self, client: AttachedClient, mask: int) -> None:
         """A descriptor for ADOPT, or the end."""
         try:
-            data, fds, _, _ = socket.recv_fds(client.sock, abi.DESCRIPTOR_MESSAGE_SIZE, 1, socket.MSG_CMSG_CLOEXEC)
+            data, fds = receive(client.sock, abi.DESCRIPTOR_MESSAGE_SIZE)
         except BlockingIOError:
             return
         except OSError:
             data, fds = b"", []
-        if data and fds:
-            self._operations.descriptor(client.handle, data, fds[0])
-        elif not data:
+        if not data:
+            self._gone(client)
+            return
+        try:
+            self._operations.descriptor(client.handle, data, fds)
+        except BrokenProtocolError as error:
+            self._log.warning("client cut off", pid=client.pid, problem=str(error))
             self._gone(client)
 
     def _gone(self, client: AttachedClient) -> None:
@@ -135,10 +145,23 @@ class Attachments:
     def _release(self, client: AttachedClient) -> None:
         del self._attached[client.handle]
         self._unwatch(client.sock.fileno())
-        client.sock.close()  # the program's waits see the hang-up
+        self._operations.descriptors.forget(client.handle)
+        self._close(client.sock)
         if client.pidfd >= 0:
             self._unwatch(client.pidfd)
             os.close(client.pidfd)
+
+    def _close(self, sock: socket.socket) -> None:
+        """The program's waits see the hang-up. Descriptors that nobody received are closed with the socket."""
+        unread = b""
+        with contextlib.suppress(OSError):
+            unread = sock.recv(1, socket.MSG_PEEK)
+        if not unread:
+            sock.close()
+            return
+        with contextlib.suppress(OSError):
+            sock.shutdown(socket.SHUT_RDWR)
+        self._operations.descriptors.closer.close(sock.detach())
 
     def _events(self, _mask: int) -> None:
         event: Any
@@ -150,8 +173,6 @@ class Attachments:
                 self._operations.cancel(event)
             elif kind == client_admission.EVENT_LISTENER_CLOSED:
                 self._operations.listener_closed(event[2])
-            elif kind == client_admission.EVENT_CONNECTION_CLOSED:
-                self._operations.connection_closed(event[1], event[2])
             elif kind == client_admission.EVENT_DETACHING:
                 self._detaching(event[1], event[2])
 
@@ -162,12 +183,6 @@ class Attachments:
             return
         self._log.info("client detached", pid=client.pid, reason=reason)
         self._release(client)
-
-    def send_descriptor(self, handle: int, message: bytes, fd: int) -> None:
-        """EXPORT: a socket goes to the program. Raises OSError."""
-        client = self._attached[handle]
-        ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))]
-        client.sock.sendmsg([message], ancillary, socket.MSG_NOSIGNAL)
 
     def status(self) -> list[dict[str, Any]]:
         """For `ctl status --json`."""

@@ -33,6 +33,7 @@ class Connector:
         self._tasks: dict[object, asyncio.Future[socket.socket]] = {}
         self._results: collections.deque[_Result] = collections.deque()
         self._event_fd = -1
+        self._outstanding: set[object] = set()
         self._cancelled: set[object] = set()
 
     def connect(self, key: object, host: str, port: int, timeout_s: float, done: Done) -> None:
@@ -41,12 +42,13 @@ class Connector:
         The socket is connected, non-blocking and the callee's. `socket.gaierror`: the name does not resolve.
         """
         loop = self._loop or self._start()
+        self._outstanding.add(key)
         asyncio.run_coroutine_threadsafe(self._run(key, host, port, timeout_s or CONNECT_DEADLINE_S, done), loop)
 
     def cancel(self, key: object) -> None:
-        """Its `done` will not be called."""
-        self._cancelled.add(key)
-        if self._loop is not None:
+        """Its `done` will not be called, if it was not yet."""
+        if key in self._outstanding and self._loop is not None:
+            self._cancelled.add(key)
             self._loop.call_soon_threadsafe(self._cancel_task, key)
 
     def _start(self) -> asyncio.AbstractEventLoop:
@@ -81,6 +83,7 @@ class Connector:
         os.eventfd_read(self._event_fd)
         while self._results:
             key, done, sock, error = self._results.popleft()
+            self._outstanding.discard(key)
             if key in self._cancelled:
                 self._cancelled.discard(key)
                 if sock is not None:

@@ -1,4 +1,4 @@
-"""What libtls clients ask of the control thread: LISTEN, OPEN, CONNECT, START_TLS, ADOPT. Bytes never pass here.
+"""What libtls clients ask of the control thread: all that makes, changes or hands out a connection. No bytes pass here.
 
 Every operation is answered exactly once: by `Clients.complete`, or, when it establishes a connection, by the engine,
 which is given the operation's token at installation.
@@ -22,6 +22,7 @@ from kdaemon_pyx.client_connection import SERVICE_CLIENTS
 from kdaemon_pyx.engine import Engine
 
 from kdaemon.attach_connect import Connector
+from kdaemon.attach_descriptors import Descriptors
 from kdaemon.config import Clients as ClientsConfig
 from kdaemon.credential_store import CredentialStore
 from kdaemon.handoff import hand_over
@@ -32,6 +33,7 @@ from kdaemon.tls.client import ClientHandshake
 from kdaemon.tls.configuration import ClientConfig, ServerConfig
 from kdaemon.tls.errors import AlertReceived, TlsError, TlsFault
 from kdaemon.tls.handshake import Established
+from kdaemon.tls.server import ServerHandshake
 
 _LISTENERS_FIRST = 1 << 16  # numbers below are the supervisor's listeners
 _TRUST_CACHE_MAX = 64
@@ -63,11 +65,20 @@ class Operation:
     parameters: dict[str, Any]
     data: bytes
     connection: int = 0  # the engine's, once there is one
+    handshake: ClientHandshake | ServerHandshake | None = None  # START_TLS: waits for the connection to be let go of
     chain: Sequence[bytes] = ()  # what the server presented
 
     @property
     def key(self) -> tuple[int, int, int]:
         return self.client, self.slot, self.sequence
+
+    @property
+    def role(self) -> str | None:
+        """What it makes of the daemon. None: an adopted socket may become either, by START_TLS."""
+        if self.opcode in (abi.ADOPT, abi.EXPORT):
+            return None
+        server = self.opcode == abi.LISTEN or self.parameters["flags"] & abi.PARAMETER_SERVER
+        return "server" if server else "client"
 
     def text(self, name: str) -> str:
         """A parameter as text. Raises UnicodeDecodeError (a ValueError)."""
@@ -94,6 +105,7 @@ class Listening:
     number: int
     operation: Operation
     sock: socket.socket
+    plain: bool
 
     def install(self, engine: Engine, connection: int, established: Established) -> None:
         token = self.operations.clients.accepted(self.operation.token, describe(established))
@@ -117,7 +129,8 @@ class Connecting:
     def install(self, engine: Engine, connection: int, established: Established) -> None:
         self.operations.clients.describe(self.operation.token, describe(established))
         self.operations.opening[connection] = self.operation
-        self.operations.client_role.add(connection)
+        if self.operation.role != "server":
+            self.operations.client_role.add(connection)
         hand_over(engine, connection, established, SERVICE_CLIENTS, self.operation.token)
 
     def failed(self, connection: int, error: TlsError | None) -> None:
@@ -153,10 +166,9 @@ class ClientOperations:
         self._log = log
         self._settings = Settings()
         self._pending: dict[tuple[int, int, int], Operation] = {}
-        self._plain: dict[tuple[int, int], socket.socket] = {}  # (client, handle) -> connected, no TLS yet
-        self._adopted: dict[tuple[int, int], socket.socket] = {}  # (client, user_data) -> came before its ADOPT
+        self.descriptors = Descriptors()
         self._listening: dict[int, Listening] = {}
-        self._adopting: dict[int, Operation] = {}  # cookie of Engine.adopt -> operation
+        self._asked: dict[int, Operation] = {}  # cookie of Engine.adopt, start_tls and export -> operation
         self._next_cookie = 0
         self._next_listener = _LISTENERS_FIRST
         self._trust: dict[bytes, TrustStore] = {}
@@ -164,20 +176,21 @@ class ClientOperations:
     def configure(self, settings: Settings) -> None:
         """New connections begin with this, those of listeners that exist included."""
         self._settings = settings
-        for listening in self._listening.values():
-            self._configure_listener(listening)
+        for number, listening in self._listening.items():
+            if not listening.plain:
+                self._driver.configure_listener(number, self._server_config(listening.operation), listening)
 
     # Called for the clients' events
 
     def operation(self, event: Any) -> None:
         """Begins an operation; it will be answered once."""
-        _, client, opcode, slot, sequence, token, handle, user_data, timeout_ns, parameters, data = event
+        _, client, opcode, slot, sequence, token, handle, user_data, timeout_ns, parameters, data, connection = event
         deadline = time.monotonic() + timeout_ns / 1e9 if timeout_ns else 0.0
         operation = Operation(client, opcode, slot, sequence, token, handle, user_data, deadline, parameters, data)
         self._pending[operation.key] = operation
-        role = "server" if opcode == abi.LISTEN else "client"
+        role = operation.role
         try:
-            if role not in self._settings.clients.roles:
+            if role is not None and role not in self._settings.clients.roles:
                 raise OSError(errno.EACCES, f"the daemon is not configured for the {role} role")
             if opcode == abi.LISTEN:
                 self._listen(operation)
@@ -190,11 +203,13 @@ class ClientOperations:
                     lambda sock, error: self._connected(operation, sock, error),
                 )
             elif opcode == abi.START_TLS:
-                self._start_tls(operation, self._plain.pop((operation.client, operation.handle)))
+                operation.handshake = self._handshake(operation)
+                self._engine.start_tls(connection, self._ask(operation), client_role=role == "client")
             elif opcode == abi.ADOPT:
                 self._adopt(operation)
             else:
-                raise OSError(errno.EOPNOTSUPP, "not supported by this daemon")
+                self.descriptors.begin_export(client)
+                self._engine.export(connection, self._ask(operation))
         except OSError as error:
             self.answer(operation, -(error.errno or errno.EIO))
         except (ValueError, KeyError):
@@ -204,8 +219,8 @@ class ClientOperations:
         """The client, or its deadline, ends an operation that is under way here."""
         _, client, slot, sequence, _token, number = event
         operation = self._pending.get((client, slot, sequence))
-        if operation is None:
-            return  # answered meanwhile: that answer stands
+        if operation is None or operation.opcode == abi.EXPORT:
+            return  # answered meanwhile: that answer stands; or about to be, and there is no way back
         self._abandon(operation)
         self.answer(operation, -number)
 
@@ -214,27 +229,13 @@ class ClientOperations:
             if listening.operation.token == token:
                 self._unlisten(number)
 
-    def connection_closed(self, client: int, handle: int) -> None:
-        """A connection without TLS was closed."""
-        if sock := self._plain.pop((client, handle), None):
-            sock.close()
-
-    def descriptor(self, client: int, message: bytes, fd: int) -> None:
-        """A socket for ADOPT, which may be here already or still come."""
-        sock = socket.socket(fileno=fd)
-        sock.setblocking(False)
-        try:
-            opcode, user_data = abi.unpack_descriptor_message(message)
-        except ValueError:
-            sock.close()
-            return
-        if opcode != abi.ADOPT or len(self._adopted) >= self._settings.clients.connections_max:
-            sock.close()
-            return
-        self._adopted[client, user_data] = sock
+    def descriptor(self, client: int, message: bytes, fds: Sequence[int]) -> None:
+        """A socket for ADOPT, which may be here already or still come. Raises BrokenProtocolError."""
+        user_data = self.descriptors.arrived(client, message, fds)
         for operation in list(self._pending.values()):
             if operation.client == client and operation.opcode == abi.ADOPT and operation.user_data == user_data:
                 self._adopt(operation)
+                return
 
     def forget(self, client: int) -> None:
         """A client is gone: nothing of it stays here."""
@@ -244,32 +245,48 @@ class ClientOperations:
         for number, listening in list(self._listening.items()):
             if listening.operation.client == client:
                 self._unlisten(number)
-        for table in (self._plain, self._adopted):
-            for key in [key for key in table if key[0] == client]:
-                table.pop(key).close()
 
     # Called for the engine's events
 
-    def connected(self, connection: int, cookie: int) -> None:
-        """EVENT_CONNECTED: the engine has the socket of an operation."""
-        operation = self._adopting.pop(cookie)
+    def connected(self, connection: int, cookie: int, error: int) -> None:
+        """EVENT_CONNECTED: the engine has the socket of an operation, or let go of the connection that starts TLS."""
+        operation = self._asked.pop(cookie)
         if operation.key not in self._pending:
             if connection:
                 self._engine.abandon(connection)  # cancelled meanwhile
             return
         if not connection:
-            self.answer(operation, -errno.EMFILE)
+            self.answer(operation, -error)
             return
         operation.connection = connection
+        if operation.opcode in (abi.CONNECT, abi.ADOPT):
+            self.opening[connection] = operation
+            self._engine.install_plain(connection, service=SERVICE_CLIENTS, site=operation.token)
+            return
         try:
-            name = operation.text("server_name") or operation.text("host")
-            config = self._client_config(operation)
-            handshake = ClientHandshake(config, name, random=os.urandom, now_s=time.time())
+            handshake = operation.handshake or self._handshake(operation)
         except ValueError:
             self._engine.close(connection)
             self.answer(operation, -errno.EINVAL)
             return
+        operation.handshake = None
         self._driver.begin(connection, handshake, Connecting(self, operation))
+
+    def exported(self, connection: int, cookie: int, fd: int) -> None:
+        """EVENT_EXPORTED: the socket, which is nobody's but ours just now, or why not."""
+        operation = self._asked.pop(cookie)
+        self.descriptors.end_export(operation.client)
+        if fd < 0:
+            self.answer(operation, fd)
+            return
+        self.client_role.discard(connection)
+        result = 0
+        try:
+            self.descriptors.send(operation.client, operation.user_data, fd)
+        except OSError as error:
+            result = -(error.errno or errno.EIO)
+        self.descriptors.closer.close(fd)
+        self.answer(operation, result)
 
     def installed(self, connection: int) -> None:
         """EVENT_INSTALLED: the client service has it."""
@@ -301,9 +318,10 @@ class ClientOperations:
 
     def _listen(self, operation: Operation) -> None:
         address = ipaddress.ip_address(operation.text("host") or "127.0.0.1")
-        certificate = operation.text("certificate")
-        if certificate and not self._settings.credentials.knows(certificate):
-            raise OSError(errno.ENOENT, f"no certificate for {certificate!r} is configured")
+        plain = bool(operation.parameters["flags"] & abi.PARAMETER_PLAIN)
+        if plain and (operation.parameters["certificate"] or operation.parameters["alpn"]):
+            raise ValueError("what concerns TLS comes with START_TLS")
+        self._check_certificate(operation)
         family = socket.AF_INET6 if address.version == 6 else socket.AF_INET
         sock = socket.socket(family, socket.SOCK_STREAM)
         try:
@@ -314,12 +332,14 @@ class ClientOperations:
             sock.close()
             raise
         number, self._next_listener = self._next_listener, self._next_listener + 1
-        listening = Listening(self, number, operation, sock)
-        self._listening[number] = listening
-        self._configure_listener(listening)
-        self._engine.listen(number, sock.fileno())
+        listening = self._listening[number] = Listening(self, number, operation, sock, plain)
+        if plain:
+            self._engine.listen(number, sock.fileno(), service=SERVICE_CLIENTS, site=operation.token)
+        else:
+            self._driver.configure_listener(number, self._server_config(operation), listening)
+            self._engine.listen(number, sock.fileno())
         info = abi.pack_info(
-            tls_version=_TLS_1_3,
+            tls_version=0 if plain else _TLS_1_3,
             cipher_suite=0,
             named_group=0,
             record_layer=0,
@@ -327,22 +347,28 @@ class ClientOperations:
             port=sock.getsockname()[1],
             alpn=b"",
             reason="",
-            server_name=certificate,
+            server_name=operation.text("certificate"),
             certificate=b"",
         )
         self.answer(operation, 0, info=info)
 
-    def _configure_listener(self, listening: Listening) -> None:
-        certificate = listening.operation.text("certificate")
+    def _check_certificate(self, operation: Operation) -> None:
+        """Raises OSError: no certificate of that name is configured."""
+        certificate = operation.text("certificate")
+        if certificate and not self._settings.credentials.knows(certificate):
+            raise OSError(errno.ENOENT, f"no certificate for {certificate!r} is configured")
+
+    def _server_config(self, operation: Operation) -> ServerConfig:
+        """Of LISTEN and START_TLS; what it names has been checked, and may be gone since."""
+        certificate = operation.text("certificate")
         credentials = self._settings.credentials
         assert self._settings.server is not None
-        config = replace(
+        return replace(
             self._settings.server,
             credentials=lambda name, schemes: credentials.select(certificate or name, schemes),
-            alpn=listening.operation.alpn(),
+            alpn=operation.alpn(),
             ticket_keys=None,
         )
-        self._driver.configure_listener(listening.number, config, listening)
 
     def _unlisten(self, number: int) -> None:
         self._driver.forget_listener(number)
@@ -357,22 +383,34 @@ class ClientOperations:
                 self.answer(operation, -errno.EHOSTUNREACH, abi.DETAIL_NAME_RESOLUTION)
             else:
                 self.answer(operation, -(error.errno or errno.EIO))
-        elif operation.opcode == abi.CONNECT:
-            self._plain[operation.client, operation.handle] = sock
-            self.answer(operation, 0)
         else:
-            self._start_tls(operation, sock)
+            self._engine.adopt(sock.detach(), self._ask(operation))
 
-    def _start_tls(self, operation: Operation, sock: socket.socket) -> None:
+    def _ask(self, operation: Operation) -> int:
+        """A cookie, by which the engine's event names the operation."""
         self._next_cookie += 1
-        self._adopting[self._next_cookie] = operation
-        self._engine.adopt(sock.detach(), self._next_cookie)
+        self._asked[self._next_cookie] = operation
+        return self._next_cookie
 
     def _adopt(self, operation: Operation) -> None:
         """Becomes a connection without TLS as soon as its socket is here."""
-        if sock := self._adopted.pop((operation.client, operation.user_data), None):
-            self._plain[operation.client, operation.handle] = sock
-            self.answer(operation, 0)
+        try:
+            sock = self.descriptors.claim(operation.client, operation.user_data)
+        except OSError as error:
+            self.answer(operation, -(error.errno or errno.EIO))
+            return
+        if sock is not None:
+            self._engine.adopt(sock.detach(), self._ask(operation), foreign=True)
+
+    def _handshake(self, operation: Operation) -> ClientHandshake | ServerHandshake:
+        """Raises ValueError, OSError (no such certificate)."""
+        if operation.role == "server":
+            if operation.data or operation.text("server_name"):
+                raise ValueError("trust anchors and the server's name are the client's")
+            self._check_certificate(operation)
+            return ServerHandshake(self._server_config(operation), random=os.urandom, now_s=time.time())
+        name = operation.text("server_name") or operation.text("host")
+        return ClientHandshake(self._client_config(operation), name, random=os.urandom, now_s=time.time())
 
     def _client_config(self, operation: Operation) -> ClientConfig:
         verify: Callable[[Sequence[bytes], str, float], None] | None = None

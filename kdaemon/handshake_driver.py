@@ -78,8 +78,8 @@ class HandshakeDriver:
         """The caller has the engine abandon the connections under way."""
         self._listeners.pop(listener, None)
 
-    def begin(self, connection: int, handshake: ClientHandshake, owner: Owner) -> None:
-        """A connection in the client role: the ClientHello goes out."""
+    def begin(self, connection: int, handshake: ServerHandshake | ClientHandshake, owner: Owner) -> None:
+        """A connection that is not a listener's: a client's ClientHello goes out, a server waits for one."""
         self._handshakes[connection] = handshake
         self._owners[connection] = owner
         self._advance(connection, handshake)

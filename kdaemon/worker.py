@@ -256,10 +256,15 @@ class Worker:
             self._control_records.closed(event[1])
             self._operations.closed(event[1])
         elif kind == events.EVENT_CONNECTED:
-            self._operations.connected(event[1], event[2])
+            self._operations.connected(event[1], event[2], event[3])
+        elif kind == events.EVENT_EXPORTED:
+            self._operations.exported(event[1], event[2], event[3])
+            if event[3] >= 0:
+                self._control_records.closed(event[1])
         elif kind == events.EVENT_INSTALLED:
             self._operations.installed(event[1])
-            self._installed(event[2], event[3])
+            if event[2] != "none":
+                self._installed(event[2], event[3])
         elif kind == events.EVENT_CONTROL_RECORD:
             role = Role.CLIENT if event[1] in self._operations.client_role else Role.SERVER
             self._control_records.received(event[1], event[2], event[3], event[4], role)
@@ -416,7 +421,8 @@ class Worker:
             "accepted": counters["accepted"],
             "handshakes": {"full": driver.full, "resumed": driver.resumed, "failed": driver.failed},
             "handshake_failures": driver.reasons,
-            "record_layer": {"kernel": counters["record_layer_kernel"], "user": counters["record_layer_user"]},
+            "record_layer": {name: counters[f"record_layer_{name}"] for name in ("kernel", "user", "none")},
+            "exported": counters["exported"],
             "record_layer_reasons": [
                 {"backend": backend, "reason": reason, "count": count}
                 for (backend, reason), count in self._backends.items()

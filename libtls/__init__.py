@@ -12,6 +12,7 @@ docs/libtls.md has the manual, docs/client-ring.md the rings themselves.
 
 from libtls.connection import Connection, Info, Listener
 from libtls.errors import TlsError
+from libtls.exchange import KtlsSocket, tls_adopt, tls_export
 from libtls.functions import (
     tls_accept,
     tls_barrier,
@@ -34,15 +35,18 @@ from libtls.operation import Lane, Operation
 __all__ = [
     "Connection",
     "Info",
+    "KtlsSocket",
     "Lane",
     "Listener",
     "Operation",
     "TlsError",
     "tls_accept",
+    "tls_adopt",
     "tls_barrier",
     "tls_close",
     "tls_connect",
     "tls_destroy",
+    "tls_export",
     "tls_init",
     "tls_listen",
     "tls_open",

@@ -27,10 +27,10 @@ INFO_SIZE = 16384
 class Info:
     """What is known of an established connection."""
 
-    version: str
+    version: str  # "TLSv1.3"; empty: no TLS yet
     cipher_suite: int
     named_group: int
-    record_layer: str  # "kernel" or "user"
+    record_layer: str  # "kernel", "user"; "none": no TLS yet
     resumed: bool
     alpn: str | None
     server_name: str
@@ -38,10 +38,11 @@ class Info:
 
 
 class Connection:
-    """A TLS connection that the daemon holds. Thread-safe; reads and writes run in parallel.
+    """A connection that the daemon holds. Thread-safe; reads and writes run in parallel.
 
     Operations of one direction are first-in first-out and never interleave. The connection is closed with
     close_notify by `close` or at the end of a `with` block; one that is dropped lives until the program ends.
+    Before START_TLS it carries bytes as they are, and its ends are those of TCP.
     """
 
     def __init__(self, lane: Lane, handle: int) -> None:
@@ -118,13 +119,17 @@ class Connection:
             return
         self.close_operation(timeout=timeout).wait()
 
+    def handed_over(self) -> None:
+        """It was exported: there is nothing left to close."""
+        self._closed = True
+
     def info(self) -> Info:
         """Version, suite, group, ALPN, peer certificate, record layer."""
         raw = self.lane.run(abi.INFO, self.handle, length=INFO_SIZE)
         fields = abi.unpack_info(raw.bytes())
         raw.release()
         return Info(
-            version="TLSv1.3",
+            version="TLSv1.3" if fields["tls_version"] else "",
             cipher_suite=_integer(fields["cipher_suite"]),
             named_group=_integer(fields["named_group"]),
             record_layer=abi.RECORD_LAYERS[_integer(fields["record_layer"])],

@@ -163,6 +163,31 @@ _BY_ERRNO: dict[int, tuple[type[TlsError], str]] = {
 }
 
 
+# What an errno means for one operation alone.
+_BY_OPERATION: dict[tuple[int, int], str] = {
+    (abi.ADOPT, errno.ENOTSOCK): "the descriptor is no socket",
+    (abi.ADOPT, errno.EPROTONOSUPPORT): "the socket is not a TCP socket",
+    (abi.ADOPT, errno.ENOTCONN): "the socket is not connected",
+    (abi.ADOPT, errno.EEXIST): "the socket has TLS or another upper layer protocol on it already",
+    (abi.ADOPT, errno.EMFILE): "the daemon has no room for another connection or descriptor",
+    (abi.EXPORT, errno.EOPNOTSUPP): "its records are made in user space; only kernel TLS can be exported",
+    (abi.EXPORT, errno.EBUSY): "operations are in flight, or received data is unread: read it, then export",
+    (abi.EXPORT, errno.EINVAL): "the connection has no TLS",
+    (abi.EXPORT, errno.EPIPE): "one direction of the connection has ended already",
+    (abi.START_TLS, errno.EBUSY): "other operations of the connection are in flight: wait for them or cancel them",
+    (abi.START_TLS, errno.EINVAL): "the connection has TLS already, or a name, certificate or protocol is malformed",
+    (abi.START_TLS, errno.EPIPE): "one direction of the connection has ended already",
+    (abi.START_TLS, errno.ENOENT): "no certificate of this name is configured in the daemon",
+}
+
+
+def alert_received(alert: int) -> AlertReceived:
+    """The exception for a peer's alert."""
+    error = AlertReceived(errno.EPROTO, f"the peer sent the alert {_ALERTS.get(alert, alert)}")
+    error.alert = alert
+    return error
+
+
 def error_of(operation: Operation) -> TlsError:
     """The exception for an operation that is done with a negative result."""
     return error_from(operation.result, operation.detail, operation.opcode)
@@ -182,4 +207,4 @@ def error_from(result: int, detail: int, opcode: int) -> TlsError:
         error.alert = alert
         return error
     class_, text = _BY_DETAIL.get(kind) or _BY_ERRNO.get(number) or (TlsError, os.strerror(number))
-    return class_(number, f"{what}: {text}")
+    return class_(number, f"{what}: {_BY_OPERATION.get((opcode, number), text)}")

@@ -77,7 +77,7 @@ def tls_open(
 def tls_connect(
     host: str, port: int, *, timeout: float | None = None, lane: Lane | None = None
 ) -> Operation[Connection]:
-    """CONNECT: resolve and connect, no TLS yet; its value is a connection for `tls_start`."""
+    """CONNECT: resolve and connect; its value is a connection that carries bytes as they are, until `tls_start`."""
     lane = lane or current_lane()
     parameters = tls_parameters(server_name=None, alpn=(), insecure=False, host=host, port=port)
     raw = lane.post(abi.CONNECT, timeout=timeout, parameters=parameters)
@@ -86,16 +86,25 @@ def tls_connect(
 
 def tls_start(
     conn: Connection,
-    server_name: str,
+    server_name: str = "",
     *,
+    server_side: bool = False,
+    certificate: str = "",
     alpn: Sequence[str] = (),
     cafile: str | Path | None = None,
     cadata: bytes | None = None,
     insecure: bool = False,
     timeout: float | None = None,
 ) -> Operation[Connection]:
-    """START_TLS: the client's handshake on a connection without TLS; its value is `conn`."""
+    """START_TLS: the handshake on a connection without TLS; its value is `conn`.
+
+    server_name: whom to verify, as the client. server_side: this side is the server, with a certificate of the
+    daemon's configuration as in `tls_listen`. EBUSY while other operations of the connection are in flight.
+    """
     parameters = tls_parameters(server_name=server_name, alpn=alpn, insecure=insecure)
+    if server_side:
+        parameters["flags"] = abi.PARAMETER_SERVER
+        parameters["certificate"] = certificate.encode()
     data = _pem(cafile, cadata)
     raw = conn.lane.post(abi.START_TLS, conn.handle, data=data, timeout=timeout, parameters=parameters)
     return Operation(conn.lane, raw, lambda done: conn)
@@ -108,11 +117,13 @@ def tls_listen(
     certificate: str = "",
     alpn: Sequence[str] = (),
     backlog: int = 128,
+    tls: bool = True,
     lane: Lane | None = None,
 ) -> Operation[Listener]:
     """LISTEN: a TLS server socket; its value is the listener. port 0: the kernel chooses, `Listener.port` tells.
 
     certificate: a name that one of the daemon's configured certificates has; empty: by what each client asks for.
+    tls=False: what is accepted carries bytes as they are, until `tls_start(..., server_side=True)`.
     """
     lane = lane or current_lane()
     raw = lane.post(
@@ -123,6 +134,7 @@ def tls_listen(
             "certificate": certificate.encode(),
             "alpn": alpn_bytes(alpn),
             "backlog": backlog,
+            "flags": 0 if tls else abi.PARAMETER_PLAIN,
         },
     )
     return Operation(lane, raw, lambda done: Listener(lane, done.result))

@@ -101,6 +101,7 @@ class Lane:
     def __init__(self, ring: ClientRing) -> None:
         self.ring = ring
         self.asyncio_reader: Any = None  # libtls.aio's, one event loop per lane
+        self.exported: dict[int, int] = {}  # libtls.exchange's: user_data -> descriptor that nobody took yet
         _lanes.add(self)
 
     @classmethod

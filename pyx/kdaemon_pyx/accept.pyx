@@ -9,6 +9,7 @@ from libc.stdint cimport int32_t, int64_t, uint32_t
 from posix.unistd cimport close
 
 from kdaemon_pyx cimport liburing as lu
+from kdaemon_pyx.changeover cimport changeover_plain
 from kdaemon_pyx.core cimport LISTENERS_MAX, OPERATION_ACCEPT, OPERATION_NONE, Connection, Core, Listener
 from kdaemon_pyx.ktls cimport ktls_attach
 from kdaemon_pyx.lifecycle cimport (
@@ -37,8 +38,8 @@ cdef void arm(Core* core, Listener* listener) noexcept nogil:
     listener.paused = 0
 
 
-cdef int listener_add(Core* core, int32_t number, int32_t fd) noexcept nogil:
-    """0, or -ENOBUFS if LISTENERS_MAX are in use."""
+cdef int listener_add(Core* core, int32_t number, int32_t fd, int64_t plain) noexcept nogil:
+    """0, or -ENOBUFS if LISTENERS_MAX are in use. plain: -1, or the service (high half) and site that get its connections without TLS."""
     cdef int i
     cdef int one = 1
     cdef Listener* listener
@@ -48,6 +49,9 @@ cdef int listener_add(Core* core, int32_t number, int32_t fd) noexcept nogil:
             listener.fd = fd
             listener.number = number
             listener.removing = 0
+            listener.plain = plain >= 0
+            listener.service = <uint32_t>(plain >> 32)
+            listener.site = <uint32_t>plain
             # Accepted sockets inherit it: no system call per connection.
             setsockopt(fd, SOL_TCP, TCP_NODELAY, &one, sizeof(one))
             arm(core, listener)
@@ -126,16 +130,17 @@ cdef void attach_ulp(Core* core, Connection* c) noexcept nogil:
             core.ulp_missing = 1
 
 
-cdef void connection_adopt(Core* core, int32_t fd, int64_t cookie) noexcept nogil:
-    """A connected socket of the control thread becomes a connection in the client role. Handle 0 in the event: refused, fd closed."""
+cdef void connection_adopt(Core* core, int32_t fd, int64_t cookie, bint foreign) noexcept nogil:
+    """A connected socket of the control thread becomes a connection. Handle 0 in the event: refused, fd closed."""
     cdef Connection* c = NULL
     if not core.draining and not core.stopping:
         c = connection_allocate(core, fd, -1)
     if c == NULL:
         close(fd)
-        event_push(core, EVENT_KIND_CONNECTED, 0, 0, cookie, NULL, 0, False)
+        event_push(core, EVENT_KIND_CONNECTED, 0, -EMFILE, cookie, NULL, 0, False)
         return
     c.client_role = 1
+    c.foreign = foreign
     attach_ulp(core, c)
     c.engine_deadline_ns = core.now_ns + core.deadlines.handshake_ns
     connection_mark(c)
@@ -154,6 +159,9 @@ cdef void connection_accepted(Core* core, Listener* listener, int32_t fd) noexce
         return
     core.counters.accepted += 1
     attach_ulp(core, c)
+    if listener.plain:
+        changeover_plain(c, listener.service, listener.site)
+        return
     c.receive_wanted = 1
     c.engine_deadline_ns = core.now_ns + core.deadlines.handshake_ns
     connection_mark(c)

@@ -112,24 +112,26 @@ enum client_opcode {
     CLIENT_BARRIER = 1,           /* handle: any; completes after all before it, nothing behind it starts earlier */
     CLIENT_CANCEL = 2,            /* 0: cancelled or asked to end; ENOENT: no such operation */
     CLIENT_OPEN = 3,              /* CONNECT then START_TLS; result: a handle; parameters in the slot */
-    CLIENT_CONNECT = 4,           /* TCP only; result: a handle; parameters in the slot */
-    CLIENT_START_TLS = 5,         /* handle: a connection without TLS; parameters in the slot */
+    CLIENT_CONNECT = 4,           /* TCP only; result: a handle of a connection without TLS; parameters in the slot */
+    CLIENT_START_TLS = 5,         /* handle: a connection without TLS; parameters in the slot; either role */
     CLIENT_LISTEN = 6,            /* result: a handle; parameters in the slot */
     CLIENT_ACCEPT = 7,            /* handle: a listener; result: a handle */
     CLIENT_READ = 8,              /* handle: a connection; result: 1..length bytes, 0: close_notify */
     CLIENT_WRITE = 9,             /* handle: a connection; result: bytes */
-    CLIENT_SHUTDOWN = 10,         /* handle: a connection; after the WRITEs before it: close_notify, reading goes on */
+    CLIENT_SHUTDOWN = 10,         /* handle: a connection; after the WRITEs before it: close_notify (no TLS: FIN), reading goes on */
     CLIENT_CLOSE = 11,            /* handle: a connection or listener; the handle is dead from here on */
     CLIENT_INFO = 12,             /* handle: a connection or listener; struct client_info into the arena; result: its length */
-    CLIENT_ADOPT = 13,            /* a connected socket sent over the attach socket becomes a connection */
-    CLIENT_EXPORT = 14,           /* handle: a connection; its kTLS socket comes over the attach socket */
+    CLIENT_ADOPT = 13,            /* a connected socket sent over the attach socket becomes a connection without TLS */
+    CLIENT_EXPORT = 14,           /* handle: a connection; its kTLS socket comes over the attach socket, and the handle is dead */
     CLIENT_OPCODE_COUNT = 15
 };
 
 #define CLIENT_SHUTDOWN_READ 0
 #define CLIENT_SHUTDOWN_WRITE 1
 
-#define CLIENT_PARAMETER_INSECURE 1u     /* START_TLS: do not verify the peer's certificate */
+#define CLIENT_PARAMETER_INSECURE 1u     /* OPEN, START_TLS: do not verify the peer's certificate */
+#define CLIENT_PARAMETER_SERVER 2u       /* START_TLS: this side is the server (since 1.1) */
+#define CLIENT_PARAMETER_PLAIN 4u        /* LISTEN: accepted connections have no TLS until START_TLS (since 1.1) */
 
 /* Operation slot: the parameters that do not fit into a submission. Strings have lengths, no terminator; UTF-8 or bytes as the field says. */
 struct client_parameters {
@@ -143,7 +145,7 @@ struct client_parameters {
     uint8_t host[256];            /*  16: CONNECT, OPEN: name or address; LISTEN: address */
     uint8_t server_name[256];     /* 272: name that the certificate must have */
     uint8_t alpn[256];            /* 528: protocols as in RFC 7301: each a length octet and the name */
-    uint8_t certificate[128];     /* 784: LISTEN: name of the certificate in the daemon's configuration */
+    uint8_t certificate[128];     /* 784: LISTEN, START_TLS (server): name of the certificate in the daemon's configuration */
     uint8_t reserved[112];        /* 912: zero */
 };
 

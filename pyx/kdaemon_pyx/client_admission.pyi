@@ -2,10 +2,10 @@
 
 from typing import Final, TypeAlias
 
-EVENT_OPERATION: Final[int]          # (kind, client, opcode, slot, sequence, token, handle, user_data, timeout_ns, parameters, data)
+EVENT_OPERATION: Final[int]          # (kind, client, opcode, slot, sequence, token, handle, user_data, timeout_ns, parameters, data,
+                                     # connection: the engine's, of START_TLS and EXPORT)
 EVENT_CANCEL: Final[int]             # (kind, client, slot, sequence, token, errno): answer the operation soon
 EVENT_LISTENER_CLOSED: Final[int]    # (kind, client, token, handle)
-EVENT_CONNECTION_CLOSED: Final[int]  # (kind, client, handle): without TLS, its socket is the control thread's
 EVENT_DETACHING: Final[int]          # (kind, client, reason: str)
 EVENT_DETACHED: Final[int]           # (kind, client, reason: str): its memory is returned
 

@@ -12,7 +12,7 @@ from kdaemon_pyx.client_control cimport (
 from kdaemon_pyx.client_queue cimport client_create, client_free
 from kdaemon_pyx.client_service cimport client_service_destroy, client_service_initialize, client_service_new
 from kdaemon_pyx.client_types cimport (
-    CLIENT_COMMAND_ATTACH, CLIENT_COMMAND_COMPLETE, CLIENT_COMMAND_DETACH, CLIENT_EVENT_CANCEL, CLIENT_EVENT_CONNECTION_CLOSED,
+    CLIENT_COMMAND_ATTACH, CLIENT_COMMAND_COMPLETE, CLIENT_COMMAND_DETACH, CLIENT_EVENT_CANCEL,
     CLIENT_EVENT_DETACHED, CLIENT_EVENT_DETACHING, CLIENT_EVENT_LISTENER_CLOSED, CLIENT_EVENT_OPERATION, CLIENT_NONE, Client,
     ClientCommand, ClientEvent, pthread_mutex_t,
 )
@@ -27,7 +27,6 @@ cdef extern from "pthread.h" nogil:
 EVENT_OPERATION = CLIENT_EVENT_OPERATION
 EVENT_CANCEL = CLIENT_EVENT_CANCEL
 EVENT_LISTENER_CLOSED = CLIENT_EVENT_LISTENER_CLOSED
-EVENT_CONNECTION_CLOSED = CLIENT_EVENT_CONNECTION_CLOSED
 EVENT_DETACHING = CLIENT_EVENT_DETACHING
 EVENT_DETACHED = CLIENT_EVENT_DETACHED
 
@@ -156,10 +155,9 @@ cdef class Clients:
     def events(self) -> list[tuple[object, ...]]:
         """Takes all queued events: tuples that begin with their kind and the client.
 
-        EVENT_OPERATION: (…, opcode, slot, sequence, token, handle, user_data, timeout_ns, parameters: dict, data: bytes)
+        EVENT_OPERATION: (…, opcode, slot, sequence, token, handle, user_data, timeout_ns, parameters: dict, data: bytes, connection)
         EVENT_CANCEL: (…, slot, sequence, token, errno): answer the operation soon
         EVENT_LISTENER_CLOSED: (…, token, handle)
-        EVENT_CONNECTION_CLOSED: (…, handle): a connection without TLS, its socket is the control thread's
         EVENT_DETACHING: (…, reason: str), EVENT_DETACHED: (…, reason: str)
         """
         cdef ClientEvent* event
@@ -218,12 +216,10 @@ cdef tuple event_tuple(ClientEvent* event):
     if event.kind == CLIENT_EVENT_OPERATION:
         return (
             event.kind, client, event.opcode, event.slot, event.sequence, event.binding, event.handle, event.user_data,
-            event.timeout_ns, parameters_dict(&event.parameters), (<char*> event.data)[:event.data_length],
+            event.timeout_ns, parameters_dict(&event.parameters), (<char*> event.data)[:event.data_length], event.connection,
         )
     if event.kind == CLIENT_EVENT_CANCEL:
         return (event.kind, client, event.slot, event.sequence, event.binding, event.reason)
     if event.kind == CLIENT_EVENT_LISTENER_CLOSED:
         return (event.kind, client, event.binding, event.handle)
-    if event.kind == CLIENT_EVENT_CONNECTION_CLOSED:
-        return (event.kind, client, event.handle)
     return (event.kind, client, DETACH_REASONS[event.reason])

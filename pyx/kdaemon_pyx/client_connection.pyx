@@ -29,12 +29,13 @@ from kdaemon_pyx.connection cimport (
 )
 from kdaemon_pyx.core cimport (
     CLOSE_CONTROL, CLOSE_DEADLINE, CLOSE_DRAIN, CLOSE_DRAIN_DEADLINE, CLOSE_KEY_UPDATE, CLOSE_LIMIT, CLOSE_PEER, CLOSE_RECORD,
-    CLOSE_RESOURCES, CLOSE_SERVICE, CLOSE_TRUNCATED, OPERATION_NONE, OPERATION_POLL, RECORD_LAYER_KERNEL, Connection, Core,
+    CLOSE_RESOURCES, CLOSE_SERVICE, CLOSE_TRUNCATED, OPERATION_NONE, OPERATION_POLL, RECORD_LAYER_KERNEL, RECORD_LAYER_NONE,
+    RECORD_LAYER_USER, Connection, Core,
 )
-from kdaemon_pyx.lifecycle cimport connection_mark
+from kdaemon_pyx.lifecycle cimport connection_handle, connection_mark
 from kdaemon_pyx.liburing cimport io_uring_sqe
 from kdaemon_pyx.service cimport ServiceObject
-from kdaemon_pyx.transmit cimport transmit_alert
+from kdaemon_pyx.transmit cimport transmit_alert, transmit_shutdown
 from kdaemon_pyx.uring cimport uring_sqe
 
 cdef extern from "errno.h" nogil:
@@ -97,7 +98,7 @@ cdef int64_t write(ClientEndpoint* endpoint, const uint8_t* data, uint32_t lengt
     cdef Connection* c = <Connection*> endpoint.connection
     cdef uint32_t room
     cdef uint8_t* output
-    if c.record_layer == RECORD_LAYER_KERNEL or length >= BORROW_MIN:
+    if c.record_layer == RECORD_LAYER_KERNEL or (c.record_layer == RECORD_LAYER_USER and length >= BORROW_MIN):
         # The kernel reads the arena itself; or it is sealed from there, record by record, as the socket takes them.
         if connection_send_memory(c, data, length) < 0:
             return 0
@@ -131,6 +132,9 @@ cdef bint is_sent(ClientEndpoint* endpoint) noexcept nogil:
 cdef int shutdown(ClientEndpoint* endpoint) noexcept nogil:
     cdef Connection* c = <Connection*> endpoint.connection
     cdef int error
+    if c.record_layer == RECORD_LAYER_NONE:
+        transmit_shutdown(c)
+        return 0
     if c.alert_sent:
         return 0
     error = transmit_alert(c, ALERT_CLOSE_NOTIFY)
@@ -138,6 +142,10 @@ cdef int shutdown(ClientEndpoint* endpoint) noexcept nogil:
         c.alert_sent = 1           # no second close_notify at the end (RFC 8446 section 6.1)
         connection_mark(c)
     return error
+
+
+cdef uint64_t name(ClientEndpoint* endpoint) noexcept nogil:
+    return connection_handle(<Connection*> endpoint.connection)
 
 
 cdef void close(ClientEndpoint* endpoint, bint orderly) noexcept nogil:
@@ -167,11 +175,11 @@ cdef void ring(Client* client) noexcept nogil:
 
 cdef int on_established(Connection* c) noexcept nogil:
     cdef ClientService* clients = <ClientService*> c.service.context
-    cdef ClientEndpoint* endpoint = client_established(clients, c.site, c)
+    cdef ClientEndpoint* endpoint = client_established(clients, c.site, c, c.record_layer == RECORD_LAYER_NONE)
     c.service_state = endpoint
     if endpoint == NULL:
         return -ECONNABORTED
-    if endpoint.info != NULL and endpoint.info_length >= sizeof(client_info):
+    if c.record_layer != RECORD_LAYER_NONE and endpoint.info != NULL and endpoint.info_length >= sizeof(client_info):
         (<client_info*> endpoint.info).record_layer = (
             CLIENT_RECORD_LAYER_KERNEL if c.record_layer == RECORD_LAYER_KERNEL else CLIENT_RECORD_LAYER_USER)
     settle(endpoint.client)
@@ -358,6 +366,7 @@ backend.cancel_write = cancel_write
 backend.sent = sent
 backend.is_sent = is_sent
 backend.shutdown = shutdown
+backend.name = name
 backend.close = close
 backend.ring = ring
 

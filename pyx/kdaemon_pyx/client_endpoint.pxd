@@ -45,5 +45,6 @@ cdef void client_end_of_data(ClientEndpoint* endpoint) noexcept nogil
 cdef void client_read_failed(ClientEndpoint* endpoint, int32_t error, uint32_t detail) noexcept nogil
 # The connection is gone, nothing touches the client's memory for it any more. error: negative errno or 0 (orderly).
 cdef void client_connection_closed(ClientEndpoint* endpoint, int32_t error, uint32_t detail) noexcept nogil
-# A connection with this token is established. The endpoint it belongs to, NULL: nobody wants it, close it.
-cdef ClientEndpoint* client_established(ClientService* service, uint32_t token, void* connection) noexcept nogil
+# A connection with this token is established. The endpoint it belongs to, NULL: nobody wants it, close it. plain: without TLS; the token is
+# the endpoint's own then, a listener's for each of its connections, and stays valid.
+cdef ClientEndpoint* client_established(ClientService* service, uint32_t token, void* connection, bint plain) noexcept nogil

@@ -6,10 +6,10 @@ what lingers on the wire afterwards does not concern the client, whose memory ca
 """
 
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
-from libc.stdlib cimport free
+from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 
-from kdaemon_pyx.client_abi cimport CLIENT_CLOSE, CLIENT_START_TLS, CLIENT_WRITE
+from kdaemon_pyx.client_abi cimport CLIENT_CLOSE, CLIENT_START_TLS, CLIENT_WRITE, client_info
 from kdaemon_pyx.client_control cimport client_binding_free, client_binding_get
 from kdaemon_pyx.client_queue cimport client_heap_remove, client_post, client_queue_remove
 from kdaemon_pyx.client_types cimport (
@@ -379,14 +379,17 @@ cdef void client_match_accepts(Client* client, ClientEndpoint* listener) noexcep
         client_finish(client, listener.reads.head, <int64_t> client_endpoint_handle(endpoint), 0)
 
 
-cdef ClientEndpoint* client_established(ClientService* service, uint32_t token, void* connection) noexcept nogil:
+cdef ClientEndpoint* client_established(ClientService* service, uint32_t token, void* connection, bint plain) noexcept nogil:
     cdef ClientBinding binding
     cdef Client* client
     cdef ClientEndpoint* endpoint
     cdef ClientEndpoint* listener
     cdef uint32_t slot
-    if not client_binding_get(service, token, True, &binding):
+    if not client_binding_get(service, token, not plain, &binding):
         return NULL
+    if plain:
+        binding.info = <uint8_t*> calloc(1, sizeof(client_info))    # "no TLS" in every field
+        binding.info_length = sizeof(client_info) if binding.info != NULL else 0
     client = service.clients[binding.client_index]
     if (client == NULL or client.generation != binding.client_generation or client.state != CLIENT_ATTACHED
             or client.endpoints[binding.endpoint_index].generation != binding.endpoint_generation):
@@ -409,7 +412,8 @@ cdef ClientEndpoint* client_established(ClientService* service, uint32_t token, 
         listener.pending_count += 1
     elif endpoint.kind == ENDPOINT_CONNECTION and endpoint.opening_slot != CLIENT_NONE:
         listener = NULL
-        endpoint.binding = 0
+        if not plain:
+            endpoint.binding = 0
     else:
         free(binding.info)
         return NULL
@@ -417,11 +421,14 @@ cdef ClientEndpoint* client_established(ClientService* service, uint32_t token, 
     endpoint.info = binding.info
     endpoint.info_length = binding.info_length
     endpoint.connection = connection
+    endpoint.plain = plain
     client.connection_count += 1
     if listener != NULL:
         client_match_accepts(client, listener)
         return endpoint
     endpoint.state = ENDPOINT_ESTABLISHED
+    endpoint.error = 0             # START_TLS took the connection away and brings it back
+    endpoint.detail = 0
     slot = endpoint.opening_slot
     endpoint.opening_slot = CLIENT_NONE
     if client.operations[slot].opcode == CLIENT_START_TLS:

@@ -9,7 +9,7 @@ from libc.string cimport memcpy, memset
 
 from kdaemon_pyx.client_abi cimport (
     CLIENT_ACCEPT, CLIENT_ADOPT, CLIENT_ASLEEP, CLIENT_BARRIER, CLIENT_CANCEL, CLIENT_CLOSE, CLIENT_CONNECT, CLIENT_EXPORT, CLIENT_INFO,
-    CLIENT_LISTEN, CLIENT_NOP, CLIENT_OPCODE_COUNT, CLIENT_OPEN, CLIENT_READ, CLIENT_SHUTDOWN, CLIENT_START_TLS,
+    CLIENT_LISTEN, CLIENT_NOP, CLIENT_OPCODE_COUNT, CLIENT_OPEN, CLIENT_PARAMETER_INSECURE, CLIENT_PARAMETER_PLAIN, CLIENT_PARAMETER_SERVER, CLIENT_READ, CLIENT_SHUTDOWN, CLIENT_START_TLS,
     CLIENT_WRITE, client_completion, client_header, client_observe, client_parameters, client_publish, client_submission,
 )
 
@@ -229,11 +229,16 @@ cdef void fill_parameters(Fuzzer* fuzzer, client_parameters* parameters, uint8_t
     parameters.port = <unsigned short> (fuzzer.port if fuzzer.port else 2 + (dice % 1000 & ~<uint64_t> (dice >> 20 & 7 > 0)))
     if opcode == CLIENT_LISTEN and fuzzer.port:
         parameters.port = 0
-    parameters.flags = 1
+    parameters.flags = CLIENT_PARAMETER_INSECURE if opcode != CLIENT_LISTEN else 0
     parameters.host_length = 9
     memcpy(parameters.host, b"127.0.0.1", 9)
     parameters.alpn_length = 9
     parameters.alpn[0] = 8
+    if opcode == CLIENT_START_TLS and dice >> 63:
+        parameters.flags = CLIENT_PARAMETER_SERVER
+    elif opcode == CLIENT_LISTEN and dice >> 63:
+        parameters.flags = CLIENT_PARAMETER_PLAIN
+        parameters.alpn_length = 0
     if (dice >> 12) % 4:
         return
     dice >>= <uint64_t> 14
@@ -249,7 +254,7 @@ cdef void fill_parameters(Fuzzer* fuzzer, client_parameters* parameters, uint8_t
         parameters.alpn[0] = <uint8_t> (dice >> 3)
     elif dice & 7 == 5:
         parameters.port = <unsigned short> (dice >> 3) & <unsigned short> (dice >> 19)
-        parameters.flags = <uint32_t> (dice >> 35) % 4
+        parameters.flags = <uint32_t> (dice >> 35) % 16
         parameters.host_length = 9 * (<unsigned short> (dice >> 37) & 1)
     else:
         byte = <uint8_t*> parameters + (dice >> 3) % sizeof(client_parameters)

@@ -1,7 +1,8 @@
 """A backend for the client service whose connections echo into themselves, and a control thread that says yes.
 
 It drives the whole of the client service (rings, queues, barriers, cancel, deadlines, attach and detach) without sockets, TLS or an
-engine. Conventions: OPEN to an odd port stays under way until it is cancelled; LISTEN brings ``port`` modulo 8 connections.
+engine. Conventions: OPEN to an odd port stays under way until it is cancelled; LISTEN brings ``port`` modulo 8 connections; START_TLS with an
+odd port fails; EXPORT is refused if its user_data is odd.
 """
 
 from libc.errno cimport ENOMEM
@@ -9,7 +10,9 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 
-from kdaemon_pyx.client_abi cimport CLIENT_CONNECT, CLIENT_EXPORT, CLIENT_LISTEN, CLIENT_OPEN
+from kdaemon_pyx.client_abi cimport (
+    CLIENT_ADOPT, CLIENT_CONNECT, CLIENT_EXPORT, CLIENT_LISTEN, CLIENT_OPEN, CLIENT_PARAMETER_PLAIN, CLIENT_START_TLS,
+)
 from kdaemon_pyx.client_control cimport client_binding_accepted, client_binding_describe, client_event_free, client_events_take
 from kdaemon_pyx.client_endpoint cimport (
     client_connection_closed, client_deliver, client_end_of_data, client_established, client_writable,
@@ -25,6 +28,7 @@ cdef extern from "errno.h" nogil:
     enum:
         ECONNRESET
         EOPNOTSUPP
+        EPROTO
 
 cdef enum:
     LOOPBACK_SIZE = 16384
@@ -90,6 +94,10 @@ cdef void loopback_close(ClientEndpoint* endpoint, bint orderly) noexcept nogil:
     client_connection_closed(endpoint, 0 if orderly else -ECONNRESET, 0)
 
 
+cdef uint64_t loopback_name(ClientEndpoint* endpoint) noexcept nogil:
+    return <uint64_t> endpoint.connection
+
+
 cdef ClientBackend backend
 backend.read_wanted = loopback_read_wanted
 backend.cancel_read = loopback_read_wanted         # nothing is ever lent
@@ -98,6 +106,7 @@ backend.cancel_write = loopback_cancel_write
 backend.sent = loopback_sent
 backend.is_sent = loopback_is_sent
 backend.shutdown = loopback_shutdown
+backend.name = loopback_name
 backend.close = loopback_close
 backend.ring = client_ring
 
@@ -110,12 +119,12 @@ cdef unsigned long client_loopback_connections() noexcept nogil:
     return connections
 
 
-cdef bint establish(ClientService* service, uint32_t token) noexcept nogil:
+cdef bint establish(ClientService* service, uint32_t token, bint plain) noexcept nogil:
     global connections
     cdef Loopback* loopback = <Loopback*> calloc(1, sizeof(Loopback))
     if loopback == NULL:
         return False
-    if client_established(service, token, loopback) == NULL:
+    if client_established(service, token, loopback, plain) == NULL:
         free(loopback)
         return False
     connections += 1
@@ -125,7 +134,9 @@ cdef bint establish(ClientService* service, uint32_t token) noexcept nogil:
 cdef void answer(ClientService* service, ClientEvent* event) noexcept nogil:
     cdef ClientCommand command
     cdef Client* client = service.clients[event.client_index]
+    cdef ClientEndpoint* endpoint
     cdef uint8_t[4] info = [1, 2, 3, 4]
+    cdef bint plain
     cdef int _
     if client == NULL or client.generation != event.client_generation or client.state != CLIENT_ATTACHED:
         return
@@ -140,16 +151,31 @@ cdef void answer(ClientService* service, ClientEvent* event) noexcept nogil:
         return
     if event.opcode == CLIENT_OPEN and event.parameters.port & 1:
         return
-    if event.opcode == CLIENT_LISTEN or event.opcode == CLIENT_CONNECT or event.opcode == CLIENT_EXPORT:
-        if event.opcode == CLIENT_EXPORT:
-            command.result = -EOPNOTSUPP
+    if event.opcode == CLIENT_LISTEN:
         client_control_complete(client, &command)
-        if event.opcode == CLIENT_LISTEN:
-            for _ in range(event.parameters.port % 8):
-                establish(service, client_binding_accepted(service, event.binding, info, sizeof(info)))
+        for _ in range(event.parameters.port % 8):
+            if event.parameters.flags & CLIENT_PARAMETER_PLAIN:
+                establish(service, event.binding, True)
+            else:
+                establish(service, client_binding_accepted(service, event.binding, info, sizeof(info)), False)
         return
-    client_binding_describe(service, event.binding, info, sizeof(info))
-    if not establish(service, event.binding):
+    endpoint = &client.endpoints[<uint32_t> event.handle]
+    if event.opcode == CLIENT_EXPORT or event.opcode == CLIENT_START_TLS:
+        if event.connection != <uint64_t> endpoint.connection:
+            return                                 # would be a bug of the client service: the operation hangs and the test sees it
+        if event.opcode == CLIENT_EXPORT and event.user_data & 1:
+            command.result = -EOPNOTSUPP           # refused: the connection goes on
+            client_control_complete(client, &command)
+            return
+        loopback_close(endpoint, True)             # the connection leaves its client, for the handshake or for good
+        if event.opcode == CLIENT_EXPORT or event.parameters.port & 1:
+            command.result = 0 if event.opcode == CLIENT_EXPORT else -EPROTO
+            client_control_complete(client, &command)
+            return
+    plain = event.opcode == CLIENT_CONNECT or event.opcode == CLIENT_ADOPT
+    if not plain:
+        client_binding_describe(service, event.binding, info, sizeof(info))
+    if not establish(service, event.binding, plain):
         command.result = -ENOMEM
         client_control_complete(client, &command)
 

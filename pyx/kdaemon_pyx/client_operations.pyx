@@ -1,14 +1,14 @@
 """What a client may ask for: each submission is validated here, on its private copy, then started, held, or refused."""
 
-from libc.stdint cimport int64_t, uint8_t, uint32_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t
 from libc.stdlib cimport malloc
 from libc.string cimport memcpy
 
 from kdaemon_pyx.client_abi cimport (
     CLIENT_ACCEPT, CLIENT_ADOPT, CLIENT_BARRIER, CLIENT_CANCEL, CLIENT_CLOSE, CLIENT_CONNECT, CLIENT_EXPORT, CLIENT_INFO,
-    CLIENT_LISTEN, CLIENT_NOP, CLIENT_OPCODE_COUNT, CLIENT_OPEN, CLIENT_PARAMETER_INSECURE, CLIENT_READ, CLIENT_SHUTDOWN,
-    CLIENT_SHUTDOWN_READ, CLIENT_SHUTDOWN_WRITE, CLIENT_START_TLS, CLIENT_SUBMISSION_QUIET, CLIENT_WRITE, client_parameters,
-    client_submission,
+    CLIENT_LISTEN, CLIENT_NOP, CLIENT_OPCODE_COUNT, CLIENT_OPEN, CLIENT_PARAMETER_INSECURE, CLIENT_PARAMETER_PLAIN, CLIENT_PARAMETER_SERVER,
+    CLIENT_READ, CLIENT_SHUTDOWN, CLIENT_SHUTDOWN_READ, CLIENT_SHUTDOWN_WRITE, CLIENT_START_TLS, CLIENT_SUBMISSION_QUIET, CLIENT_WRITE,
+    client_parameters, client_submission,
 )
 from kdaemon_pyx.client_control cimport client_binding_new, client_event_free, client_event_new, client_event_push
 from kdaemon_pyx.client_endpoint cimport (
@@ -19,8 +19,8 @@ from kdaemon_pyx.client_queue cimport (
     client_fetch_parameters, client_heap_add, client_heap_remove, client_post, client_queue_push, client_queue_remove,
 )
 from kdaemon_pyx.client_types cimport (
-    CLIENT_EVENT_CANCEL, CLIENT_EVENT_CONNECTION_CLOSED, CLIENT_EVENT_LISTENER_CLOSED, CLIENT_EVENT_OPERATION, CLIENT_NONE,
-    ENDPOINT_CONNECTION, ENDPOINT_ESTABLISHED, ENDPOINT_FREE, ENDPOINT_LISTENER, ENDPOINT_PLAIN, ENDPOINT_RING,
+    CLIENT_EVENT_CANCEL, CLIENT_EVENT_LISTENER_CLOSED, CLIENT_EVENT_OPERATION, CLIENT_NONE,
+    ENDPOINT_CONNECTION, ENDPOINT_ENDED, ENDPOINT_ESTABLISHED, ENDPOINT_FREE, ENDPOINT_LISTENER, ENDPOINT_RING,
     OPERATION_CONTROL, OPERATION_FREE, OPERATION_HELD, OPERATION_READING, OPERATION_WRITING, Client,
     ClientCommand, ClientEndpoint, ClientEvent, ClientOperation,
 )
@@ -149,6 +149,8 @@ cdef void start(Client* client, ClientEndpoint* endpoint, uint32_t slot) noexcep
         client_finish(client, slot, 0, 0)
     elif endpoint.close_queued:
         client_finish(client, slot, -EBADF, 0)    # was held behind a barrier when CLOSE took the handle
+    elif endpoint.opening_slot != CLIENT_NONE and opcode != CLIENT_INFO:
+        client_finish(client, slot, -EBUSY, 0)    # START_TLS or EXPORT is under way
     elif opcode == CLIENT_READ:
         start_read(client, endpoint, slot)
     elif opcode == CLIENT_WRITE or opcode == CLIENT_SHUTDOWN:
@@ -188,10 +190,7 @@ cdef void start_read(Client* client, ClientEndpoint* endpoint, uint32_t slot) no
 cdef void start_write(Client* client, ClientEndpoint* endpoint, uint32_t slot) noexcept nogil:
     cdef ClientOperation* operation = &client.operations[slot]
     if endpoint.connection == NULL:
-        if endpoint.state == ENDPOINT_PLAIN:
-            client_finish(client, slot, -ENOTCONN, 0)
-        else:
-            client_finish(client, slot, endpoint.error if endpoint.error else -EPIPE, endpoint.detail)
+        client_finish(client, slot, endpoint.error if endpoint.error else -EPIPE, endpoint.detail)
         return
     if operation.opcode == CLIENT_SHUTDOWN and operation.argument == CLIENT_SHUTDOWN_READ:
         endpoint.read_shutdown = True
@@ -216,15 +215,7 @@ cdef void queue_write(Client* client, ClientEndpoint* endpoint, uint32_t slot) n
 cdef void start_close(Client* client, ClientEndpoint* endpoint, uint32_t slot) noexcept nogil:
     cdef ClientEvent* event
     cdef uint32_t index
-    if endpoint.opening_slot != CLIENT_NONE:
-        client_finish(client, slot, -EBUSY, 0)           # START_TLS or EXPORT is under way: cancel that first
-        return
     if endpoint.kind == ENDPOINT_CONNECTION:
-        if endpoint.state == ENDPOINT_PLAIN:
-            event = client_event_new(client, CLIENT_EVENT_CONNECTION_CLOSED)
-            if event != NULL:
-                event.handle = client_endpoint_handle(endpoint)
-                client_event_push(client.service, event)
         endpoint.close_queued = True
         queue_write(client, endpoint, slot)
         return
@@ -258,13 +249,21 @@ cdef void abort_close(Client* client, ClientEndpoint* endpoint) noexcept nogil:
     client.service.backend.close(endpoint, False)
 
 
+cdef uint32_t flags_allowed(uint8_t opcode) noexcept nogil:
+    if opcode == CLIENT_START_TLS:
+        return <uint32_t> CLIENT_PARAMETER_INSECURE | <uint32_t> CLIENT_PARAMETER_SERVER
+    if opcode == CLIENT_LISTEN:
+        return CLIENT_PARAMETER_PLAIN
+    return CLIENT_PARAMETER_INSECURE
+
+
 cdef bint parameters_valid(client_parameters* parameters, uint8_t opcode) noexcept nogil:
     cdef uint32_t i
     cdef uint32_t position = 0
     for i in range(sizeof(parameters.reserved)):
         if parameters.reserved[i]:
             return False
-    if parameters.flags & ~<uint32_t> CLIENT_PARAMETER_INSECURE:
+    if parameters.flags & ~flags_allowed(opcode):
         return False
     if (parameters.host_length > sizeof(parameters.host) or parameters.server_name_length > sizeof(parameters.server_name)
             or parameters.alpn_length > sizeof(parameters.alpn) or parameters.certificate_length > sizeof(parameters.certificate)):
@@ -280,6 +279,19 @@ cdef bint parameters_valid(client_parameters* parameters, uint8_t opcode) noexce
     return True
 
 
+# Whether START_TLS or EXPORT may have the connection: 0 or a negative errno. Nothing else may use it while it changes hands.
+cdef int may_change_hands(ClientEndpoint* endpoint, uint8_t opcode) noexcept nogil:
+    if endpoint.active > 1:
+        return -EBUSY
+    if endpoint.error:
+        return endpoint.error
+    if endpoint.state != ENDPOINT_ESTABLISHED or endpoint.connection == NULL:
+        return -ENOTCONN
+    if endpoint.plain != (opcode == CLIENT_START_TLS):
+        return -EINVAL
+    return -EPIPE if endpoint.end_of_data or endpoint.write_shutdown or endpoint.read_shutdown else 0
+
+
 # OPEN, CONNECT, START_TLS, LISTEN, ADOPT, EXPORT: carried out by the control thread on private copies.
 cdef void start_control(Client* client, ClientEndpoint* endpoint, uint32_t slot) noexcept nogil:
     cdef ClientOperation* operation = &client.operations[slot]
@@ -289,11 +301,7 @@ cdef void start_control(Client* client, ClientEndpoint* endpoint, uint32_t slot)
     cdef bint on_ring = endpoint.kind == ENDPOINT_RING
     cdef int error = 0
     if not on_ring:
-        # Nothing else may use the connection while it changes hands.
-        if endpoint.active > 1:
-            error = -EBUSY
-        elif endpoint.state != (ENDPOINT_PLAIN if opcode == CLIENT_START_TLS else ENDPOINT_ESTABLISHED):
-            error = -EINVAL
+        error = may_change_hands(endpoint, opcode)
     if error == 0 and operation.length > TRUST_ANCHORS_MAX:
         error = -EINVAL
     if error < 0:
@@ -338,6 +346,8 @@ cdef void start_control(Client* client, ClientEndpoint* endpoint, uint32_t slot)
     event.sequence = operation.sequence
     event.binding = opening.binding
     event.handle = client_endpoint_handle(opening)
+    if not on_ring:
+        event.connection = client.service.backend.name(endpoint)
     event.user_data = operation.user_data
     if operation.deadline_ns:
         event.timeout_ns = operation.deadline_ns - client.service.now_ns if operation.deadline_ns > client.service.now_ns else 1
@@ -347,6 +357,7 @@ cdef void start_control(Client* client, ClientEndpoint* endpoint, uint32_t slot)
 cdef void client_control_complete(Client* client, ClientCommand* command) noexcept nogil:
     cdef ClientOperation* operation
     cdef ClientEndpoint* endpoint
+    cdef bint was_exported
     if command.slot >= client.slot_count:
         return
     operation = &client.operations[command.slot]
@@ -358,14 +369,20 @@ cdef void client_control_complete(Client* client, ClientCommand* command) noexce
         endpoint.info = command.info
         endpoint.info_length = command.info_length
         command.info = NULL
-    if operation.endpoint_index != 0:
-        client_finish(client, command.slot, command.result, command.detail)    # START_TLS failed, EXPORT
+    if operation.endpoint_index != 0:              # START_TLS failed, EXPORT
+        was_exported = operation.opcode == CLIENT_EXPORT and command.result >= 0
+        if endpoint.state == ENDPOINT_ENDED and endpoint.error == 0:
+            endpoint.error = <int32_t> command.result
+            endpoint.detail = command.detail
+        client_finish(client, command.slot, command.result, command.detail)
+        if was_exported:
+            client_endpoint_free(client, endpoint)
         return
     if command.result < 0:
         client_finish(client, command.slot, command.result, command.detail)
         client_endpoint_free(client, endpoint)
         return
-    endpoint.state = ENDPOINT_ESTABLISHED if endpoint.kind == ENDPOINT_LISTENER else ENDPOINT_PLAIN
+    endpoint.state = ENDPOINT_ESTABLISHED          # a listener; connections come by client_established()
     client_finish(client, command.slot, <int64_t> client_endpoint_handle(endpoint), 0)
 
 

@@ -21,7 +21,7 @@ cdef class Pending:
 cdef class Operation(Pending):
     cdef ClientRing ring
     cdef uint64_t offset               # of the arena block, while has_block
-    cdef uint64_t user_data
+    cdef readonly uint64_t user_data   # names it beside the rings
     cdef int64_t raw_result
     cdef uint32_t length
     cdef uint32_t slot

@@ -30,7 +30,6 @@ ctypedef enum ClientEndpointKind:
 
 ctypedef enum ClientEndpointState:
     ENDPOINT_OPENING = 0               # the control thread resolves, connects, shakes hands; or an accepted one nobody took yet
-    ENDPOINT_PLAIN                     # CONNECT is done, no TLS yet
     ENDPOINT_ESTABLISHED
     ENDPOINT_ENDED                     # `connection` is gone, the handle lives until CLOSE
     ENDPOINT_CLOSING                   # CLOSE is under way
@@ -94,7 +93,8 @@ cdef struct ClientEndpoint:
     uint32_t detail
     uint8_t kind
     uint8_t state
-    bint end_of_data                   # close_notify was received
+    bint plain                         # no TLS yet
+    bint end_of_data                   # close_notify was received; without TLS: FIN
     bint read_shutdown
     bint write_shutdown
     bint close_queued                  # CLOSE was started: the handle is dead
@@ -169,10 +169,12 @@ cdef struct ClientBackend:
     uint64_t (*sent)(ClientEndpoint* endpoint) noexcept nogil
     # All that write() took has left: 1; else client_sent() will be called: 0.
     bint (*is_sent)(ClientEndpoint* endpoint) noexcept nogil
-    # close_notify after what was written; reading goes on. 0 or a negative errno.
+    # close_notify (without TLS: FIN) after what was written; reading goes on. 0 or a negative errno.
     int (*shutdown)(ClientEndpoint* endpoint) noexcept nogil
     # Wake the program by a byte on its doorbell.
     void (*ring)(Client* client) noexcept nogil
+    # What the control thread knows the connection by.
+    uint64_t (*name)(ClientEndpoint* endpoint) noexcept nogil
     # orderly: close_notify, then close; else at once. Calls client_connection_closed() before it returns, what lingers is the backend's; or, when
     # memory is borrowed, after the last operation on it has ended.
     void (*close)(ClientEndpoint* endpoint, bint orderly) noexcept nogil
@@ -182,7 +184,6 @@ ctypedef enum ClientEventKind:
     CLIENT_EVENT_OPERATION = 0
     CLIENT_EVENT_CANCEL
     CLIENT_EVENT_LISTENER_CLOSED
-    CLIENT_EVENT_CONNECTION_CLOSED     # a connection without TLS: the control thread owns its socket
     CLIENT_EVENT_DETACHING
     CLIENT_EVENT_DETACHED
 
@@ -198,6 +199,7 @@ cdef struct ClientEvent:
     uint32_t sequence
     uint32_t binding
     uint64_t handle                    # handle
+    uint64_t connection                # START_TLS, EXPORT: the backend's name for it
     uint64_t user_data
     uint64_t timeout_ns                # what is left of the deadline, 0: none
     uint32_t data_length

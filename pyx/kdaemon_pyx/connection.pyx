@@ -8,9 +8,10 @@ requests leave together.
 from libc.errno cimport EBUSY
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
+from kdaemon_pyx.changeover cimport changeover_export
 from kdaemon_pyx.core cimport (
     CLOSE_DEADLINE, CLOSE_SERVICE, CLOSE_TRUNCATED, CONNECTION_CLOSING, CONNECTION_ESTABLISHED, CONNECTION_FREE,
-    CONNECTION_HANDSHAKE, CloseReason, Connection, Deadlines, File)
+    CONNECTION_HANDSHAKE, RECORD_LAYER_NONE, CloseReason, Connection, Deadlines, File)
 from kdaemon_pyx.file_range cimport file_range_queue, file_range_queue_memory
 from kdaemon_pyx.handshake_io cimport handshake_arm, handshake_install
 from kdaemon_pyx.lifecycle cimport connection_join, connection_mark, connection_terminate, connection_update_timer
@@ -107,7 +108,7 @@ cdef void finish(Connection* c) noexcept nogil:
     """The orderly end: close_notify behind the last data, FIN behind that, then the peer's FIN or the close deadline."""
     if c.finishing == 1 and c.file == NULL:
         # With the data still in the output, close_notify leaves in the same send.
-        if c.established and not c.alert_sent and transmit_alert(c, 0) < 0:
+        if c.established and c.record_layer != RECORD_LAYER_NONE and not c.alert_sent and transmit_alert(c, 0) < 0:
             connection_terminate(c, CLOSE_SERVICE, 0)
             return
         c.finishing = 2
@@ -159,6 +160,10 @@ cdef void connection_advance(Connection* c) noexcept nogil:
             handshake_install(c)
     if c.state == CONNECTION_ESTABLISHED:
         advance_established(c)
+    if c.exporting and c.state == CONNECTION_ESTABLISHED:
+        changeover_export(c)
+        if c.state == CONNECTION_FREE:
+            return
     if c.finishing and c.state != CONNECTION_CLOSING and c.state != CONNECTION_FREE:
         finish(c)
     if c.state == CONNECTION_HANDSHAKE:

@@ -37,10 +37,10 @@ ctypedef enum ConnectionState:
     CONNECTION_HANDSHAKE           # bytes go up to the control thread, which says when to receive
     CONNECTION_ESTABLISHED         # the service owns the plaintext
     CONNECTION_CLOSING             # terminate sent; joining outstanding operations
-    CONNECTION_EXPORTED
+    CONNECTION_EXPORTED            # the fd is the control thread's; nothing is left here, the slot is about to be free
 
 ctypedef enum RecordLayer:
-    RECORD_LAYER_NONE = 0
+    RECORD_LAYER_NONE = 0          # established without TLS, or not established yet
     RECORD_LAYER_KERNEL
     RECORD_LAYER_USER
 
@@ -174,6 +174,8 @@ cdef struct Connection:
     uint8_t receive_broken         # kernel layer: a bad record; nothing can be read behind it
     uint8_t heard                  # the peer has sent something
     uint8_t pull                   # nothing is received but into the service's memory, when it asks
+    uint8_t exporting              # to be handed out as soon as no operation is outstanding; nothing is received
+    uint8_t foreign                # adopted from a program, which may still hold the socket and set options of it
 
     # send side
     uint8_t sent_pending           # on_sent is due when all is out
@@ -182,7 +184,7 @@ cdef struct Connection:
     uint8_t established            # on_established was called, on_closed is due
     uint8_t draining_told
     uint8_t key_limit_told
-    uint8_t client_role            # adopted: the peer may send tickets
+    uint8_t client_role            # the peer may send tickets
     uint8_t file_reading           # a READ into `output` is outstanding
     uint8_t memory_cancelled       # the service wants it back: the SEND in flight is the last
     uint8_t output_full            # output holds a batch of the file that is to be sent as it is
@@ -226,6 +228,7 @@ cdef struct Connection:
     RecordKeys receive_keys
     Secrets secrets
     uint64_t kernel_tx_records     # kernel layer: upper bound of the records sent under this key
+    int64_t export_cookie
     uint64_t service_deadline_ns
     uint64_t engine_deadline_ns    # handshake or close
     uint64_t send_deadline_ns      # while something is in flight
@@ -254,7 +257,8 @@ cdef struct Service:
     void (*on_deadline)(Connection* c) noexcept nogil
     # Drain was asked: finish what is under way, then connection_finish(); idle connections at once.
     void (*on_drain)(Connection* c) noexcept nogil
-    # Last call, exactly once per on_established; no operation is outstanding. Free service_state.
+    # Last call, exactly once per on_established. Free service_state. No operation is outstanding, or none that the service started: a
+    # connection that leaves the state without TLS (START_TLS) is given back so, and may be established a second time.
     void (*on_closed)(Connection* c) noexcept nogil
     # Once per loop turn, when completions and timers have been looked at; NULL: nothing to poll.
     void (*on_turn)(Core* core) noexcept nogil
@@ -286,6 +290,8 @@ cdef struct Counters:
     uint64_t bytes_out
     uint64_t record_layer_kernel
     uint64_t record_layer_user
+    uint64_t record_layer_none     # established without TLS
+    uint64_t exported
     uint64_t requests              # services count them
     uint64_t control_records
     uint64_t events
@@ -301,7 +307,10 @@ cdef struct Listener:
     uint8_t armed                  # multishot accept is outstanding
     uint8_t paused                 # EMFILE and friends
     uint8_t removing
-    uint8_t padding[52]            # its address carries an Operation in the low 6 bits
+    uint8_t plain                  # its connections go to `service` without TLS
+    uint32_t service
+    uint32_t site
+    uint8_t padding[44]            # its address carries an Operation in the low 6 bits
 
 cdef struct Core:
     Listener listeners[64]         # first: aligned like the Core itself

@@ -15,12 +15,13 @@ from kdaemon_pyx.service import ServiceObject
 EVENT_RECORDS: Final[int]         # (kind, conn, listener, data: bytes): complete records, or bytes that cannot be a record
 EVENT_END_OF_FILE: Final[int]     # (kind, conn): FIN in the middle of the handshake
 EVENT_CONTROL_RECORD: Final[int]  # (kind, conn, content_type: int, data: bytes, keys: ConnectionKeys): not application data, not close_notify
-EVENT_INSTALLED: Final[int]       # (kind, conn, backend: "kernel"|"user", reason: str)
+EVENT_INSTALLED: Final[int]       # (kind, conn, backend: "kernel"|"user"|"none", reason: str)
 EVENT_CLOSED: Final[int]          # (kind, conn, reason: str, errno: int): the last event of a connection
 EVENT_ACCEPT_PAUSED: Final[int]   # (kind, listener, errno): EMFILE and friends; resumes by itself
 EVENT_UNLISTENED: Final[int]      # (kind, listener)
 EVENT_DRAINED: Final[int]         # (kind, cut: int): no connection is left; cut by the deadline
-EVENT_CONNECTED: Final[int]       # (kind, conn, cookie): adopt() is done; conn 0: no room or draining, the fd is closed
+EVENT_CONNECTED: Final[int]       # (kind, conn, cookie, errno): adopt() or start_tls() is done. conn 0: not, and why; an adopted fd is closed then
+EVENT_EXPORTED: Final[int]        # (kind, conn, cookie, fd): the fd is the callee's, nothing else of the connection is left; or a negative errno
 EVENT_REKEYED: Final[int]         # (kind, conn, direction: int, errno)
 EVENT_KEY_LIMIT: Final[int]       # (kind, conn, keys: ConnectionKeys): few records are left under the tx key; without a KeyUpdate the connection ends
 
@@ -53,11 +54,20 @@ class Engine:
         """Takes the queued events, the oldest `maximum` of them at most. event_fd() tells of new ones only: after as many as that
         there may be more."""
     def flush(self) -> None: ...
-    def listen(self, listener: int, fd: int) -> None:
-        """Multishot accept on fd; the caller keeps the fd open until EVENT_UNLISTENED."""
-    def adopt(self, fd: int, cookie: int) -> None:
-        """A connected socket becomes a connection in the client role -> EVENT_CONNECTED; the fd is the engine's from here on.
-        Handshake state: the control thread sends first, then receive()."""
+    def listen(self, listener: int, fd: int, *, service: int = -1, site: int = 0) -> None:
+        """Multishot accept on fd; the caller keeps the fd open until EVENT_UNLISTENED. With a service its connections begin
+        without TLS, as by install_plain()."""
+    def adopt(self, fd: int, cookie: int, *, foreign: bool = False) -> None:
+        """A connected socket becomes a connection, in the client role -> EVENT_CONNECTED; the fd is the engine's from here on. Handshake state: what follows
+        is send() and receive(), or install_plain(). foreign: somebody outside the daemon may hold the same socket."""
+    def install_plain(self, conn: int, *, service: int, site: int) -> None:
+        """Handshake state, nothing sent or received yet: the service gets the connection without TLS -> EVENT_INSTALLED."""
+    def start_tls(self, conn: int, cookie: int, *, client_role: bool) -> None:
+        """A connection without TLS goes back to the handshake state -> EVENT_CONNECTED; its service has let go of it. What was received
+        and not read yet comes with the first EVENT_RECORDS. Refused (errno) it stays as it was."""
+    def export(self, conn: int, cookie: int) -> None:
+        """The fd of an established connection leaves the engine, its keys in the kernel -> EVENT_EXPORTED, always one. Refused while
+        data is buffered or queued (EBUSY) and in the user record layer (EOPNOTSUPP); the connection goes on then."""
     def unlisten(self, listener: int) -> None: ...
     def receive(self, conn: int) -> None:
         """Handshake state: receive until at least one complete record is there -> EVENT_RECORDS. A new connection starts so by itself."""

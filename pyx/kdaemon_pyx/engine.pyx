@@ -13,16 +13,17 @@ from libc.string cimport memcpy, memset
 from kdaemon_pyx.atomics cimport exchange_u32, fence_seq_cst, load_relaxed_u32, load_relaxed_u64
 from kdaemon_pyx.buffers cimport pool_setup, pool_teardown
 from kdaemon_pyx.core cimport (
-    CLOSE_REASON_COUNT, CONNECTION_STRIDE, LISTENERS_MAX, REASON_COUNT, RECORD_LAYER_KERNEL, SERVICES_MAX, Core, KeyMaterial, Secrets)
+    CLOSE_REASON_COUNT, CONNECTION_STRIDE, LISTENERS_MAX, REASON_COUNT, RECORD_LAYER_KERNEL, RECORD_LAYER_NONE, SERVICES_MAX, Core,
+    KeyMaterial, Secrets)
 from kdaemon_pyx.file_service cimport FileService
 from kdaemon_pyx.libcrypto cimport OPENSSL_cleanse
 from kdaemon_pyx.lifecycle cimport (
-    EVENT_KIND_ACCEPT_PAUSED, EVENT_KIND_CLOSED, EVENT_KIND_CONNECTED, EVENT_KIND_CONTROL_RECORD, EVENT_KIND_DRAINED, EVENT_KIND_END_OF_FILE,
+    EVENT_KIND_ACCEPT_PAUSED, EVENT_KIND_CLOSED, EVENT_KIND_CONNECTED, EVENT_KIND_CONTROL_RECORD, EVENT_KIND_DRAINED, EVENT_KIND_END_OF_FILE, EVENT_KIND_EXPORTED,
     EVENT_KIND_INSTALLED, EVENT_KIND_KEY_LIMIT, EVENT_KIND_RECORDS, EVENT_KIND_REKEYED, EVENT_KIND_UNLISTENED, core_connections_setup,
     core_connections_teardown)
 from kdaemon_pyx.loop cimport (
-    COMMAND_ADOPT, COMMAND_CLOSE, COMMAND_DRAIN, COMMAND_INSTALL, COMMAND_LISTEN, COMMAND_RECEIVE, COMMAND_REKEY, COMMAND_SEND, COMMAND_SEND_CONTROL,
-    COMMAND_STOP, COMMAND_UNLISTEN, loop_run, loop_setup, loop_teardown)
+    COMMAND_ADOPT, COMMAND_CLOSE, COMMAND_DRAIN, COMMAND_EXPORT, COMMAND_INSTALL, COMMAND_LISTEN, COMMAND_PLAIN, COMMAND_RECEIVE, COMMAND_REKEY, COMMAND_SEND, COMMAND_SEND_CONTROL,
+    COMMAND_START_TLS, COMMAND_STOP, COMMAND_UNLISTEN, loop_run, loop_setup, loop_teardown)
 from kdaemon_pyx.record cimport suite_hash_length, suite_key_length
 from kdaemon_pyx.service cimport ServiceObject
 from kdaemon_pyx.spsc cimport Message, message_free, queue_pop, queue_push, queue_setup, queue_teardown
@@ -60,6 +61,7 @@ EVENT_DRAINED = EVENT_KIND_DRAINED
 EVENT_REKEYED = EVENT_KIND_REKEYED
 EVENT_KEY_LIMIT = EVENT_KIND_KEY_LIMIT
 EVENT_CONNECTED = EVENT_KIND_CONNECTED
+EVENT_EXPORTED = EVENT_KIND_EXPORTED
 
 # Names of the types in engine.pyi, for those who import them at run time.
 Event = tuple
@@ -95,13 +97,17 @@ cdef object event_tuple(Message* m):
         OPENSSL_cleanse(&secrets, sizeof(secrets))
         return (m.kind, m.connection, m.a, (<const char*>m.data)[sizeof(secrets):m.length], keys)
     if m.kind == EVENT_KIND_INSTALLED:
+        if m.a == RECORD_LAYER_NONE:
+            return (m.kind, m.connection, "none", "no TLS")
         return (m.kind, m.connection, "kernel" if m.a == RECORD_LAYER_KERNEL else "user", RECORD_LAYER_REASONS[m.b])
     if m.kind == EVENT_KIND_CLOSED:
         return (m.kind, m.connection, CLOSE_REASONS[m.a], m.b)
     if m.kind == EVENT_KIND_ACCEPT_PAUSED:
         return (m.kind, m.connection, m.a)
     if m.kind == EVENT_KIND_CONNECTED:
-        return (m.kind, m.connection, m.b)
+        return (m.kind, m.connection, m.b, -m.a)
+    if m.kind == EVENT_KIND_EXPORTED:
+        return (m.kind, m.connection, m.b, m.a)
     if m.kind == EVENT_KIND_DRAINED:
         return (m.kind, m.b)
     if m.kind == EVENT_KIND_REKEYED:
@@ -268,14 +274,33 @@ cdef class Engine:
             raise MemoryError
         return 0
 
-    def listen(self, int listener, int fd):
+    def listen(self, int listener, int fd, *, int service=-1, uint32_t site=0):
         cdef Message m
-        m.kind, m.connection, m.a, m.b = COMMAND_LISTEN, <uint64_t>listener, fd, 0
+        m.kind, m.connection, m.a, m.b = COMMAND_LISTEN, <uint64_t>listener, fd, -1
+        if service >= 0:
+            m.b = <int64_t>service << 32 | site
         self.push(&m, NULL, 0)
 
-    def adopt(self, int fd, int64_t cookie):
+    def adopt(self, int fd, int64_t cookie, *, bint foreign=False):
         cdef Message m
-        m.kind, m.connection, m.a, m.b = COMMAND_ADOPT, 0, fd, cookie
+        m.kind, m.connection, m.a, m.b = COMMAND_ADOPT, foreign, fd, cookie
+        self.push(&m, NULL, 0)
+
+    def install_plain(self, uint64_t conn, *, int service, uint32_t site):
+        cdef Message m
+        if not 0 <= service < SERVICES_MAX or self.core.services[service] == NULL:
+            raise ValueError(f"Engine.install_plain: there is no service {service}")
+        m.kind, m.connection, m.a, m.b = COMMAND_PLAIN, conn, 0, <int64_t>service << 32 | site
+        self.push(&m, NULL, 0)
+
+    def start_tls(self, uint64_t conn, int64_t cookie, *, bint client_role):
+        cdef Message m
+        m.kind, m.connection, m.a, m.b = COMMAND_START_TLS, conn, client_role, cookie
+        self.push(&m, NULL, 0)
+
+    def export(self, uint64_t conn, int64_t cookie):
+        cdef Message m
+        m.kind, m.connection, m.a, m.b = COMMAND_EXPORT, conn, 0, cookie
         self.push(&m, NULL, 0)
 
     def unlisten(self, int listener):
@@ -403,6 +428,8 @@ cdef class Engine:
             "bytes_out": load_relaxed_u64(&core.counters.bytes_out),
             "record_layer_kernel": load_relaxed_u64(&core.counters.record_layer_kernel),
             "record_layer_user": load_relaxed_u64(&core.counters.record_layer_user),
+            "record_layer_none": load_relaxed_u64(&core.counters.record_layer_none),
+            "exported": load_relaxed_u64(&core.counters.exported),
             "requests": load_relaxed_u64(&core.counters.requests),
             "control_records": load_relaxed_u64(&core.counters.control_records),
             "events": load_relaxed_u64(&core.counters.events),

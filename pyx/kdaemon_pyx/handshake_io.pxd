@@ -7,4 +7,5 @@ from kdaemon_pyx.core cimport Connection
 
 cdef void handshake_arm(Connection* c) noexcept nogil
 cdef void handshake_received(Connection* c, int32_t result, uint8_t* data) noexcept nogil
+cdef void handshake_offer(Connection* c) noexcept nogil
 cdef void handshake_install(Connection* c) noexcept nogil

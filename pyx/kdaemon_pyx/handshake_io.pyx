@@ -29,9 +29,13 @@ from kdaemon_pyx.uring cimport uring_sqe
 
 
 cdef void handshake_arm(Connection* c) noexcept nogil:
-    """Starts a receive if the control thread asked for one."""
+    """Starts a receive if the control thread asked for one, and what is held does not answer it."""
     cdef lu.io_uring_sqe* sqe
-    if c.receiving or not c.receive_wanted or c.end_of_file:
+    if not c.receive_wanted or c.end_of_file:
+        return
+    if c.cipher != NULL:
+        handshake_offer(c)
+    if c.receiving or not c.receive_wanted:
         return
     sqe = uring_sqe(&c.core.uring)
     lu.io_uring_prep_recv(sqe, c.fd, NULL, c.core.receive_ring.buffer_size, 0)
@@ -95,6 +99,10 @@ cdef void handshake_received(Connection* c, int32_t result, uint8_t* data) noexc
         return
     c.heard = 1
     length = <uint32_t>result
+    if not c.receive_wanted:
+        # Left from the time before TLS was started: kept until the control thread asks, so that each request has one answer.
+        hold(c, data, length)
+        return
     if c.cipher == NULL:
         complete = complete_records(data, length)
         if complete and not records_up(c, data, complete):
@@ -102,10 +110,14 @@ cdef void handshake_received(Connection* c, int32_t result, uint8_t* data) noexc
         if complete < length:
             hold(c, data + complete, length - complete)
         return
-    if hold(c, data, length) < 0:
-        return
-    length = c.cipher_end - c.cipher_start
-    complete = complete_records(c.cipher.data + c.cipher_start, length)
+    if hold(c, data, length) == 0:
+        handshake_offer(c)
+
+
+cdef void handshake_offer(Connection* c) noexcept nogil:
+    """Hands up what is held, if a record of it is complete."""
+    cdef uint32_t length = c.cipher_end - c.cipher_start
+    cdef uint32_t complete = complete_records(c.cipher.data + c.cipher_start, length)
     if complete == 0:
         return
     if not records_up(c, c.cipher.data + c.cipher_start, complete):

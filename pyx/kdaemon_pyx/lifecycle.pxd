@@ -16,6 +16,7 @@ cdef enum:
     EVENT_KIND_REKEYED = 9
     EVENT_KIND_KEY_LIMIT = 10
     EVENT_KIND_CONNECTED = 11
+    EVENT_KIND_EXPORTED = 12
 
 
 cdef inline uint64_t operation_data(void* object_, Operation operation) noexcept nogil:
@@ -38,6 +39,8 @@ cdef Connection* connection_find(Core* core, uint64_t handle) noexcept nogil
 cdef void connection_terminate(Connection* c, CloseReason reason, int32_t error) noexcept nogil
 cdef bint connection_would_block(Connection* c) noexcept nogil
 cdef void connection_join(Connection* c) noexcept nogil
+cdef void connection_cancel_all(Connection* c) noexcept nogil
+cdef void connection_exported(Connection* c) noexcept nogil
 cdef void connection_closed(Connection* c) noexcept nogil
 cdef void connection_update_timer(Connection* c) noexcept nogil
 cdef void file_release(File* file) noexcept nogil

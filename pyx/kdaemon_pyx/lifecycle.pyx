@@ -8,7 +8,7 @@ Closing is three steps: ``connection_terminate`` (state CLOSING, one cancel for 
 outstanding operation has completed; then buffers, file and keys are given back and CLOSE is submitted), ``connection_closed``.
 """
 
-from libc.errno cimport EAGAIN, EINVAL, ENOMEM
+from libc.errno cimport EAGAIN, ECONNRESET, EINVAL, ENOMEM
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
@@ -17,7 +17,7 @@ from posix.mman cimport MAP_ANONYMOUS, MAP_FAILED, MAP_PRIVATE, PROT_READ, PROT_
 from kdaemon_pyx cimport liburing as lu
 from kdaemon_pyx.buffers cimport pool_give
 from kdaemon_pyx.core cimport (
-    CLOSE_RESOURCES, CONNECTION_CLOSING, CONNECTION_FREE, CONNECTION_HANDSHAKE, CONNECTION_STRIDE, OPERATION_CANCEL, OPERATION_CLOSE, CloseReason, Connection, Core, File, Item, KeyMaterial)
+    CLOSE_RESOURCES, CLOSE_SERVICE, CONNECTION_CLOSING, CONNECTION_EXPORTED, CONNECTION_FREE, CONNECTION_HANDSHAKE, CONNECTION_STRIDE, OPERATION_CANCEL, OPERATION_CLOSE, CloseReason, Connection, Core, File, Item, KeyMaterial)
 from kdaemon_pyx.libcrypto cimport OPENSSL_cleanse
 from kdaemon_pyx.record cimport record_keys_clear
 from kdaemon_pyx.spsc cimport Message, queue_push
@@ -30,6 +30,14 @@ cdef extern from "<fcntl.h>" nogil:
     int F_GETFL
     int F_SETFL
     int O_NONBLOCK
+
+cdef extern from "<sys/socket.h>" nogil:
+    struct linger:
+        int l_onoff
+        int l_linger
+    int SOL_SOCKET
+    int SO_LINGER
+    int setsockopt(int fd, int level, int name, const void* value, unsigned int length)
 
 cdef enum:
     WOULD_BLOCK_MAX = 64
@@ -171,29 +179,66 @@ cdef void give_back(Connection* c) noexcept nogil:
     OPENSSL_cleanse(&c.secrets, sizeof(c.secrets))
 
 
+cdef void connection_cancel_all(Connection* c) noexcept nogil:
+    """One cancel for everything on the fd."""
+    cdef lu.io_uring_sqe* sqe = uring_sqe(&c.core.uring)
+    c.cancelling = 1
+    lu.io_uring_prep_cancel_fd(sqe, c.fd, lu.IORING_ASYNC_CANCEL_ALL)
+    lu.io_uring_sqe_set_data64(sqe, operation_data(c, OPERATION_CANCEL))
+    c.operations += 1
+
+
+cdef void close_fd(Connection* c) noexcept nogil:
+    cdef lu.io_uring_sqe* sqe
+    cdef linger no_linger
+    if c.foreign:
+        # Whoever passed the socket may have set SO_LINGER, and then the last close of it waits for the peer. It is taken off; who sets it
+        # again just now keeps a thread of the kernel waiting, not this one.
+        no_linger.l_onoff = 0
+        no_linger.l_linger = 0
+        setsockopt(c.fd, SOL_SOCKET, SO_LINGER, &no_linger, sizeof(no_linger))
+    sqe = uring_sqe(&c.core.uring)
+    lu.io_uring_prep_close(sqe, c.fd)
+    if c.foreign:
+        lu.io_uring_sqe_set_flags(sqe, lu.IOSQE_ASYNC)
+    lu.io_uring_sqe_set_data64(sqe, operation_data(c, OPERATION_CLOSE))
+    c.operations = 1
+    c.fd = -1
+
+
 cdef void connection_join(Connection* c) noexcept nogil:
     """Second step, repeated until no operation is outstanding."""
-    cdef lu.io_uring_sqe* sqe
     if c.operations == 0:
         give_back(c)
-        sqe = uring_sqe(&c.core.uring)
-        lu.io_uring_prep_close(sqe, c.fd)
-        lu.io_uring_sqe_set_data64(sqe, operation_data(c, OPERATION_CLOSE))
-        c.operations = 1
-        c.fd = -1
+        close_fd(c)
     elif not c.cancelling and c.fd >= 0:
-        c.cancelling = 1
-        sqe = uring_sqe(&c.core.uring)
-        lu.io_uring_prep_cancel_fd(sqe, c.fd, lu.IORING_ASYNC_CANCEL_ALL)
-        lu.io_uring_sqe_set_data64(sqe, operation_data(c, OPERATION_CANCEL))
-        c.operations += 1
+        connection_cancel_all(c)
 
 
 cdef void connection_closed(Connection* c) noexcept nogil:
     """Third step: the fd is closed. The slot is free from here on."""
+    if c.exporting:
+        event_push(c.core, EVENT_KIND_EXPORTED, connection_handle(c), -ECONNRESET, c.export_cookie, NULL, 0, False)
+    event_push(c.core, EVENT_KIND_CLOSED, connection_handle(c), c.close_reason, c.close_errno, NULL, 0, False)
+    c.core.counters.closed[c.close_reason] += 1
+    slot_free(c)
+
+
+cdef void connection_exported(Connection* c) noexcept nogil:
+    """Instead of a close: no operation is outstanding, the fd goes to the control thread, everything else is given back or wiped."""
+    c.state = CONNECTION_EXPORTED
+    c.close_reason = CLOSE_SERVICE
+    give_back(c)
+    # Whoever gets it expects a socket that blocks.
+    fcntl(c.fd, F_SETFL, fcntl(c.fd, F_GETFL) & ~O_NONBLOCK)
+    event_push(c.core, EVENT_KIND_EXPORTED, connection_handle(c), c.fd, c.export_cookie, NULL, 0, False)
+    c.fd = -1
+    c.core.counters.exported += 1
+    slot_free(c)
+
+
+cdef void slot_free(Connection* c) noexcept nogil:
     cdef Core* core = c.core
-    event_push(core, EVENT_KIND_CLOSED, connection_handle(c), c.close_reason, c.close_errno, NULL, 0, False)
-    core.counters.closed[c.close_reason] += 1
     core.counters.connections -= 1
     if c.live_previous != NULL:
         c.live_previous.live_next = c.live_next

@@ -16,6 +16,9 @@ cdef enum:
     COMMAND_DRAIN = 9
     COMMAND_STOP = 10
     COMMAND_ADOPT = 11
+    COMMAND_PLAIN = 12
+    COMMAND_START_TLS = 13
+    COMMAND_EXPORT = 14
 
 
 cdef int loop_setup(Core* core) noexcept nogil

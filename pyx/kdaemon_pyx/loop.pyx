@@ -4,7 +4,7 @@ Sleeping: the engine announces it (``asleep``), then looks at the command queue 
 afterwards. A sequentially consistent fence stands between the two steps on both sides, so at least one of them sees the other.
 """
 
-from libc.errno cimport EAGAIN, ENOMEM
+from libc.errno cimport EAGAIN, ECONNRESET, ENOMEM
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
@@ -12,19 +12,20 @@ from kdaemon_pyx cimport liburing as lu
 from kdaemon_pyx.accept cimport (
     connection_adopt, listener_accepted, listener_add, listener_remove, listeners_armed, listeners_resume, listeners_stop)
 from kdaemon_pyx.atomics cimport exchange_u32, fence_seq_cst, store_relaxed_u32, store_release_u32
+from kdaemon_pyx.changeover cimport changeover_handshake, changeover_plain
 from kdaemon_pyx.connection cimport connection_advance, connection_expired
 from kdaemon_pyx.core cimport (
     CLOSE_CONTROL, CLOSE_DRAIN, CLOSE_DRAIN_DEADLINE, CLOSE_RESOURCES, CONNECTION_CLOSING, CONNECTION_ESTABLISHED,
     CONNECTION_HANDSHAKE, ITEM_CONTROL, ITEM_RAW, ITEM_REKEY, OPERATION_ACCEPT, OPERATION_CLOSE, OPERATION_FILE_READ,
     OPERATION_HANGUP, OPERATION_MASK, OPERATION_NONE, OPERATION_POLL, OPERATION_PULL, OPERATION_RECEIVE, OPERATION_RECEIVE_EXACT, OPERATION_RECEIVE_MESSAGE, OPERATION_SEND,
-    OPERATION_SEND_CONTROL, OPERATION_WAKE, RECORD_LAYER_KERNEL, SERVICES_MAX, Connection, Core,
+    OPERATION_SEND_CONTROL, OPERATION_WAKE, RECORD_LAYER_KERNEL, RECORD_LAYER_NONE, SERVICES_MAX, Connection, Core,
     KeyMaterial, Listener)
 from kdaemon_pyx.file_range cimport file_range_read_done
 from kdaemon_pyx.handshake_io cimport handshake_received
 from kdaemon_pyx.ktls cimport KTLS_RX, ktls_set_keys
 from kdaemon_pyx.libcrypto cimport CRYPTO_memcmp
 from kdaemon_pyx.lifecycle cimport (
-    EVENT_KIND_DRAINED, EVENT_KIND_REKEYED, connection_closed, connection_find, connection_handle, connection_mark, connection_terminate,
+    EVENT_KIND_CONNECTED, EVENT_KIND_DRAINED, EVENT_KIND_EXPORTED, EVENT_KIND_REKEYED, connection_closed, connection_find, connection_handle, connection_mark, connection_terminate,
     event_push)
 from kdaemon_pyx.liburing cimport io_uring_cqe, io_uring_sqe
 from kdaemon_pyx.receive cimport (
@@ -218,14 +219,36 @@ cdef void command_stop(Core* core) noexcept nogil:
     lu.io_uring_sqe_set_data64(sqe, OPERATION_NONE)
 
 
+cdef void command_start_tls(Core* core, Message* message) noexcept nogil:
+    cdef Connection* c = connection_find(core, message.connection)
+    cdef int result = -ECONNRESET if c == NULL else changeover_handshake(c)
+    if result == 0:
+        c.client_role = message.a != 0
+    event_push(core, EVENT_KIND_CONNECTED, 0 if result < 0 else message.connection, result, message.b, NULL, 0, False)
+
+
+cdef void command_export(Core* core, Message* message) noexcept nogil:
+    cdef Connection* c = connection_find(core, message.connection)
+    if c == NULL or c.state != CONNECTION_ESTABLISHED or c.exporting:
+        event_push(core, EVENT_KIND_EXPORTED, message.connection, -ECONNRESET, message.b, NULL, 0, False)
+        return
+    c.exporting = 1
+    c.export_cookie = message.b
+    connection_mark(c)
+
+
 cdef void command_run(Core* core, Message* message) noexcept nogil:
     cdef Connection* c
     if message.kind == COMMAND_LISTEN:
-        listener_add(core, <int32_t>message.connection, message.a)
+        listener_add(core, <int32_t>message.connection, message.a, message.b)
+    elif message.kind == COMMAND_START_TLS:
+        command_start_tls(core, message)
+    elif message.kind == COMMAND_EXPORT:
+        command_export(core, message)
     elif message.kind == COMMAND_UNLISTEN:
         command_unlisten(core, message)
     elif message.kind == COMMAND_ADOPT:
-        connection_adopt(core, message.a, message.b)
+        connection_adopt(core, message.a, message.b, message.connection != 0)
     elif message.kind == COMMAND_DRAIN:
         command_drain(core, <uint64_t>message.b)
     elif message.kind == COMMAND_STOP:
@@ -243,10 +266,13 @@ cdef void command_run(Core* core, Message* message) noexcept nogil:
                 connection_terminate(c, CLOSE_RESOURCES, 0)
         elif message.kind == COMMAND_INSTALL:
             command_install(core, c, message)
+        elif message.kind == COMMAND_PLAIN:
+            if c.state == CONNECTION_HANDSHAKE:
+                changeover_plain(c, <uint32_t>(message.b >> 32), <uint32_t>message.b)
         elif message.kind == COMMAND_REKEY:
             command_rekey(c, message)
         elif message.kind == COMMAND_SEND_CONTROL:
-            if c.state == CONNECTION_ESTABLISHED:
+            if c.state == CONNECTION_ESTABLISHED and c.record_layer != RECORD_LAYER_NONE:
                 if message.a == CONTENT_ALERT and message.length == 2 and message.data[0] == 2:
                     c.alert_sent = 1
                 if transmit_item(c, ITEM_CONTROL, <uint8_t>message.a, message.data, message.length) < 0:

@@ -20,7 +20,8 @@ from kdaemon_pyx.buffers cimport BUFFER_LARGE, BUFFER_SMALL, Buffer, pool_give, 
 from kdaemon_pyx.control_records cimport control_flooded, control_record, violation
 from kdaemon_pyx.core cimport (
     CLOSE_RECORD, CLOSE_RESET, CLOSE_RESOURCES, CLOSE_SERVICE, CONNECTION_CLOSING, CONNECTION_ESTABLISHED,
-    OPERATION_CANCEL, OPERATION_HANGUP, OPERATION_PULL, OPERATION_RECEIVE, OPERATION_RECEIVE_EXACT, OPERATION_RECEIVE_MESSAGE, RECORD_LAYER_KERNEL, RECORD_LAYER_USER, Connection,
+    OPERATION_CANCEL, OPERATION_HANGUP, OPERATION_PULL, OPERATION_RECEIVE, OPERATION_RECEIVE_EXACT, OPERATION_RECEIVE_MESSAGE, RECORD_LAYER_KERNEL, RECORD_LAYER_NONE,
+    RECORD_LAYER_USER, Connection,
     ControlMessage)
 from kdaemon_pyx.ktls cimport KTLS_RX, ktls_control_prepare_receive, ktls_control_type, ktls_set_keys
 from kdaemon_pyx.libcrypto cimport OPENSSL_cleanse
@@ -328,7 +329,7 @@ cdef void receive_arm(Connection* c) noexcept nogil:
     """Starts the receive operation that the connection's state asks for, if none is outstanding. Established state, or lingering."""
     cdef lu.io_uring_sqe* sqe
     cdef uint32_t rest
-    if c.receiving or c.end_of_file or c.state == CONNECTION_CLOSING:
+    if c.receiving or c.end_of_file or c.exporting or c.state == CONNECTION_CLOSING:
         return
     if c.receive_broken:
         if c.finishing == 3:
@@ -375,7 +376,7 @@ cdef void receive_arm(Connection* c) noexcept nogil:
     sqe.buf_group = c.core.receive_ring.group
     # Nothing was left in the socket last time: wait first instead of trying in vain. Never with kTLS, whose readiness
     # is suppressed while a KeyUpdate is unread.
-    if c.record_layer == RECORD_LAYER_USER and not c.socket_nonempty:
+    if c.record_layer != RECORD_LAYER_KERNEL and not c.socket_nonempty:
         sqe.ioprio |= lu.IORING_RECVSEND_POLL_FIRST
     lu.io_uring_sqe_set_flags(sqe, lu.IOSQE_BUFFER_SELECT)
     lu.io_uring_sqe_set_data64(sqe, operation_data(c, OPERATION_RECEIVE))
@@ -412,13 +413,18 @@ cdef bint ended(Connection* c, int32_t result) noexcept nogil:
         return False
     if result == 0:
         c.end_of_file = 1
+        if c.record_layer == RECORD_LAYER_NONE:
+            c.end_of_data = 1                      # without TLS there is no better end than the FIN
+    elif result == -ECANCELED and c.exporting:
+        pass
     elif result == -EAGAIN or result == -EINTR or result == -ENOBUFS:
         c.socket_nonempty = 1                      # armed again by the next advance
         if result == -EAGAIN:
             connection_would_block(c)
     elif result == -EIO and c.record_layer == RECORD_LAYER_KERNEL:
         c.message_pending = 1
-    elif result == -EBADMSG or result == -EMSGSIZE or result == -EPROTO or result == -EINVAL:
+    elif c.record_layer != RECORD_LAYER_NONE and (
+            result == -EBADMSG or result == -EMSGSIZE or result == -EPROTO or result == -EINVAL):
         # The kernel's record layer reads nothing behind a bad record, and leaves the error on the socket, where it
         # would hit the alert: take it off.
         c.receive_broken = 1

@@ -436,7 +436,7 @@ cdef void transmit_discard(Connection* c) noexcept nogil:
         file_range_drop(c)
     c.record_length = 0
     c.output_full = 0
-    if c.record_layer == RECORD_LAYER_KERNEL:
+    if c.record_layer != RECORD_LAYER_USER:
         c.output_length = 0
 
 

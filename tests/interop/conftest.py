@@ -9,7 +9,11 @@ import pytest
 from support.certificates import Issued
 from support.clients import fetch
 from support.content import pattern
-from support.daemon import HANDSHAKE_DEADLINE_MS, Daemon, serve
+from support.daemon import HANDSHAKE_DEADLINE_MS, Daemon, serve, status
+from support.rings import Peer, worker
+from support.waiting import eventually
+
+from libtls import Lane
 
 
 @pytest.fixture(scope="session")
@@ -60,3 +64,34 @@ def still_serves(victim: Daemon) -> Iterator[Callable[[], None]]:
     yield check
     check()
     assert victim.pids == processes, "a process of the daemon was replaced"
+
+
+# For libtls; modules with needs of their own have fixtures of these names
+
+
+@pytest.fixture(scope="module", params=["off", pytest.param("require", marks=pytest.mark.guest)])
+def daemon(
+    request: pytest.FixtureRequest, issued: Issued, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Daemon]:
+    directory: Path = tmp_path_factory.mktemp("site")
+    (directory / "page").write_bytes(pattern(100_000))
+    arguments = ("--workers", "1", "--ktls", request.param)
+    with serve(directory, *arguments, issued=issued, ends_by_itself=True) as daemon:
+        yield daemon
+        daemon.stop()
+
+
+@pytest.fixture
+def lane(daemon: Daemon) -> Iterator[Lane]:
+    lane = Lane.attach(str(daemon.stderr_path.parent / "kdaemon.sock"))
+    yield lane
+    lane.close()
+    eventually(lambda: not status(daemon)["clients"], "the client is detached")
+    eventually(lambda: worker(daemon)["connections"] == 0, "its connections are closed")
+
+
+@pytest.fixture
+def peer() -> Iterator[Peer]:
+    peer = Peer()
+    yield peer
+    peer.listener.close()

@@ -396,8 +396,8 @@ def test_an_adopted_socket_that_does_not_block() -> None:
     theirs.setblocking(False)
     running.engine.adopt(os.dup(theirs.fileno()), 5)
     running.engine.flush()
-    conn, cookie = running.event(e.EVENT_CONNECTED)[1:]
-    assert cookie == 5
+    conn, cookie, error = running.event(e.EVENT_CONNECTED)[1:]
+    assert (cookie, error) == (5, 0)
     running.engine.install(conn, **install_arguments())
     running.engine.flush()
     running.event(e.EVENT_INSTALLED, conn)
