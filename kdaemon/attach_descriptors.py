@@ -118,7 +118,7 @@ class Descriptors:
             sock = socket.socket(fileno=fd)
         except OSError:
             self.closer.close(fd)
-            raise
+            raise OSError(errno.ENOTSOCK, "the descriptor is no socket") from None
         try:
             check_adoptable(sock)
         except OSError:

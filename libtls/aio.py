@@ -17,11 +17,17 @@ from kdaemon_pyx.client_stream import LaneReader, Stream
 
 from libtls.connection import Connection, Listener
 from libtls.errors import DaemonGone, RingFull, TlsError, error_from
-from libtls.functions import current_lane, tls_listen, tls_open
+from libtls.functions import current_lane, tls_connect, tls_listen, tls_open
 from libtls.operation import Lane, Operation
+from libtls.plain_transport import PlainTransport, start_tls, start_tls_streams
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
+
+__all__ = [
+    "PlainTransport", "Server", "Transport", "create_connection", "create_server", "open_connection", "start_server",
+    "start_tls", "start_tls_streams", "wait",
+]  # fmt: skip
 
 Value = TypeVar("Value")
 
@@ -186,10 +192,17 @@ class Transport(asyncio.Transport):
         return self._protocol
 
 
+def _transport(
+    loop: asyncio.AbstractEventLoop, connection: Connection, protocol: asyncio.BaseProtocol, tls: bool
+) -> Transport | PlainTransport:
+    return Transport(loop, connection, protocol) if tls else PlainTransport(loop, connection, protocol, wait, Transport)
+
+
 class Server:
     """A listener that hands its connections to protocols; closed at the end of an `async with` block."""
 
-    def __init__(self, listener: Listener, factory: Callable[[], asyncio.BaseProtocol]) -> None:
+    def __init__(self, listener: Listener, factory: Callable[[], asyncio.BaseProtocol], tls: bool = True) -> None:
+        self._tls = tls
         self.listener = listener
         self.port = listener.port
         self._factory = factory
@@ -218,7 +231,7 @@ class Server:
 
     def _accepted(self, raw: RingOperation) -> None:
         if raw.result > 0:
-            Transport(self._loop, Connection(self.listener.lane, raw.result), self._factory())
+            _transport(self._loop, Connection(self.listener.lane, raw.result), self._factory(), self._tls)
             self._accept()
         elif raw.result == -errno.EMFILE:
             self._loop.call_later(0.01, self._accept)
@@ -262,13 +275,17 @@ async def create_connection(
     host: str,
     port: int,
     *,
+    tls: bool = True,
     lane: Lane | None = None,
     **options: Any,
-) -> tuple[Transport, asyncio.BaseProtocol]:
-    """Like the loop's `create_connection(ssl=...)`; options as of `tls_open`."""
-    connection = await wait(tls_open(host, port, lane=lane or current_lane(), **options))
+) -> tuple[Transport | PlainTransport, asyncio.BaseProtocol]:
+    """Like the loop's `create_connection(ssl=...)`; options as of `tls_open`. tls=False: bytes as they are, until
+    `start_tls`; options as of `tls_connect`.
+    """
+    connect = tls_open if tls else tls_connect
+    connection = await wait(connect(host, port, lane=lane or current_lane(), **options))
     protocol = protocol_factory()
-    return Transport(asyncio.get_running_loop(), connection, protocol), protocol
+    return _transport(asyncio.get_running_loop(), connection, protocol, tls), protocol
 
 
 async def create_server(
@@ -279,15 +296,15 @@ async def create_server(
     lane: Lane | None = None,
     **options: Any,
 ) -> Server:
-    """Like the loop's `create_server(ssl=...)`; options as of `tls_listen`."""
+    """Like the loop's `create_server(ssl=...)`; options as of `tls_listen`, `tls=False` among them."""
     raw = tls_listen(host, port, lane=lane or current_lane(), **options)
-    return Server(await wait(raw), protocol_factory)
+    return Server(await wait(raw), protocol_factory, options.get("tls", True))
 
 
 async def open_connection(
     host: str, port: int, *, limit: int = 65536, lane: Lane | None = None, **options: Any
 ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    """Like `asyncio.open_connection(ssl=...)`; options as of `tls_open`."""
+    """Like `asyncio.open_connection(ssl=...)`; options as of `create_connection`."""
     loop = asyncio.get_running_loop()
     reader = asyncio.StreamReader(limit=limit, loop=loop)
     protocol = asyncio.StreamReaderProtocol(reader, loop=loop)

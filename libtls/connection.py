@@ -65,6 +65,10 @@ class Connection:
         """BARRIER: done when all before it is; nothing behind it starts earlier."""
         return Operation(self.lane, self.lane.post(abi.BARRIER, self.handle), _result)
 
+    def shutdown_operation(self) -> Operation[int]:
+        """SHUTDOWN: after the writes before it close_notify, or FIN without TLS; reading goes on."""
+        return Operation(self.lane, self.lane.post(abi.SHUTDOWN, self.handle, argument=abi.SHUTDOWN_WRITE), _result)
+
     def close_operation(self, *, timeout: float | None = None) -> Operation[int]:
         """CLOSE: after the writes before it close_notify, then the end. The handle is dead from here on."""
         self._closed = True
@@ -110,7 +114,7 @@ class Connection:
 
     def shutdown(self) -> None:
         """No more is written: close_notify goes out; reading goes on."""
-        self.lane.run(abi.SHUTDOWN, self.handle, argument=abi.SHUTDOWN_WRITE)
+        self.shutdown_operation().wait()
 
     def close(self, *, timeout: float | None = None) -> None:
         """close_notify after what was written, then the end. Harmless when it is closed already."""

@@ -17,7 +17,7 @@ import urllib3.connection
 
 from libtls.connection import Connection
 from libtls.functions import current_lane, tls_connect, tls_start
-from libtls.operation import Lane
+from libtls.operation import Lane, Operation
 from libtls.sock import TlsSocket
 
 
@@ -54,20 +54,11 @@ class Stream(httpcore.NetworkStream):
     ) -> Stream:
         """The context says whom to trust; everything else is the daemon's."""
         try:
-            tls_start(
-                self._connection,
-                server_hostname or "",
-                alpn=["http/1.1"],
-                cadata=_anchors(ssl_context),
-                insecure=ssl_context.verify_mode == ssl.CERT_NONE,
-                timeout=timeout,
-            ).wait()
-        except TimeoutError as error:
-            self.close()
-            raise httpcore.ConnectTimeout(str(error)) from error
+            self._socket.stop_reading_ahead()
+            start(self._connection, ssl_context, server_hostname, timeout).wait()
         except OSError as error:
             self.close()
-            raise httpcore.ConnectError(str(error)) from error
+            raise connect_error(error) from error
         return self
 
     def get_extra_info(self, info: str) -> Any:
@@ -75,7 +66,7 @@ class Stream(httpcore.NetworkStream):
 
 
 class Backend(httpcore.NetworkBackend):
-    """For `httpcore.ConnectionPool(network_backend=...)`; https only."""
+    """For `httpcore.ConnectionPool(network_backend=...)`."""
 
     def __init__(self, lane: Lane | None = None) -> None:
         self._lane = lane
@@ -91,10 +82,28 @@ class Backend(httpcore.NetworkBackend):
         lane = self._lane or current_lane()
         try:
             return Stream(tls_connect(host, port, timeout=timeout, lane=lane).wait())
-        except TimeoutError as error:
-            raise httpcore.ConnectTimeout(str(error)) from error
         except OSError as error:
-            raise httpcore.ConnectError(str(error)) from error
+            raise connect_error(error) from error
+
+
+def start(
+    connection: Connection, context: ssl.SSLContext, server_hostname: str | None, timeout: float | None
+) -> Operation[Connection]:
+    """START_TLS as httpcore asks for it."""
+    return tls_start(
+        connection,
+        server_hostname or "",
+        alpn=["http/1.1"],
+        cadata=_anchors(context),
+        insecure=context.verify_mode == ssl.CERT_NONE,
+        timeout=timeout,
+    )
+
+
+def connect_error(error: OSError) -> Exception:
+    """httpcore's exception for a connection that was not made."""
+    kind = httpcore.ConnectTimeout if isinstance(error, TimeoutError) else httpcore.ConnectError
+    return kind(str(error))
 
 
 def _anchors(context: ssl.SSLContext) -> bytes:
@@ -102,11 +111,19 @@ def _anchors(context: ssl.SSLContext) -> bytes:
     return "".join(ssl.DER_cert_to_PEM_cert(der) for der in context.get_ca_certs(binary_form=True)).encode()
 
 
-def httpx_transport(lane: Lane | None = None, verify: ssl.SSLContext | bool = True) -> httpx.HTTPTransport:
-    """For `httpx.Client(transport=...)`: its connections are the daemon's. verify: as of httpx."""
+def httpx_transport(
+    lane: Lane | None = None, verify: ssl.SSLContext | bool = True, proxy: str | None = None
+) -> httpx.HTTPTransport:
+    """For `httpx.Client(transport=...)`: its connections are the daemon's. verify: as of httpx.
+
+    proxy: "http://host:port", asked by CONNECT for a way to the server; TLS is then made through it.
+    """
     transport = httpx.HTTPTransport(verify=verify)
     context = transport._pool._ssl_context
-    transport._pool = httpcore.ConnectionPool(ssl_context=context, network_backend=Backend(lane))
+    if proxy:
+        transport._pool = httpcore.HTTPProxy(proxy, ssl_context=context, network_backend=Backend(lane))
+    else:
+        transport._pool = httpcore.ConnectionPool(ssl_context=context, network_backend=Backend(lane))
     return transport
 
 

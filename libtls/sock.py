@@ -98,6 +98,17 @@ class TlsSocket:
         self.connection.lane.ring.reap()
         return self._ahead.done
 
+    def stop_reading_ahead(self) -> None:
+        """Before START_TLS: takes back what `readable` posted. ConnectionError: bytes are there that nobody read."""
+        if (raw := self._ahead) is not None:
+            self.connection.lane.ring.wait(self.connection.lane.cancel(raw))
+            self.connection.lane.ring.wait(raw)
+            self._ahead = None
+            if raw.result > 0:
+                self._rest = memoryview(raw.bytes())
+        if self._rest:
+            raise ConnectionError("the peer sent bytes before TLS that nobody has read")
+
     def send(self, data: ReadableBuffer, flags: int = 0) -> int:
         """Sends all of it."""
         return self.connection.write(data, timeout=self._timeout)
