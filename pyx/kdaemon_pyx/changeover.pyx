@@ -53,6 +53,7 @@ cdef int changeover_handshake(Connection* c) noexcept nogil:
     c.service = NULL
     c.service_state = NULL
     c.state = CONNECTION_HANDSHAKE
+    c.listener = -1                                # its end does not concern this handshake
     c.cipher = c.input
     c.cipher_start = c.input_start
     c.cipher_end = c.input_end
