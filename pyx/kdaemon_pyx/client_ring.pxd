@@ -63,6 +63,7 @@ cdef class ClientRing:
     cdef list followers                # (operation, lock) of waiting threads that do not sleep on the doorbell themselves
     cdef bint has_leader
     cdef bint dead
+    cdef bint closed                   # by close(): the leader closes the fds, which it may be sleeping on
     cdef long pid
     cdef int memory_fd
     cdef int doorbell_fd
@@ -77,11 +78,12 @@ cdef class ClientRing:
     cdef long allocate(self, uint32_t length) except? -2
     cpdef bint arm(self) noexcept
     cdef int _submit(self, Operation operation, uint64_t timeout_ns, dict parameters, Operation target, uint16_t argument) except -1
+    cdef int _check_process(self) except -1
     cdef int _check(self) except -1
     cdef int _reap(self) except -1
-    cdef int _complete(self, Pending owner, uint32_t slot, int64_t result, uint32_t detail) except -1
+    cdef int _complete(self, uint32_t slot, int64_t result, uint32_t detail, uint32_t reaped) except -1
     cdef int _die(self) except -1
     cdef int _run_callbacks(self) except -1
+    cdef int _lead(self, Operation operation, int64_t left_ns) except -1
     cdef int _follow(self, Operation operation, int64_t left_ns) except -1
     cdef int _release_followers(self, Operation operation) except -1
-    cdef int _promote(self) except -1

@@ -9,43 +9,27 @@ thread at a time sleeps on the doorbell (the leader) and wakes the others. A rin
 cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_FillInfo, PyBuffer_Release, PyObject_GetBuffer
 from cpython.exc cimport PyErr_CheckSignals
-from libc.errno cimport EINTR, errno
+from libc.errno cimport EAGAIN, ECONNRESET, ENOBUFS, errno
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
-from posix.mman cimport MAP_FAILED, MAP_SHARED, PROT_READ, PROT_WRITE, mmap, munmap
-from posix.unistd cimport close
+from posix.mman cimport munmap
+from posix.unistd cimport close, getpid
 
 from kdaemon_pyx.client_abi cimport (
     CLIENT_CANCEL, CLIENT_MAGIC, CLIENT_VERSION_MAJOR, CLIENT_WRITE, client_completion, client_header, client_must_ring,
     client_observe, client_parameters, client_publish, client_say_asleep, client_say_awake, client_submission, fill_parameters,
 )
 from kdaemon_pyx.client_arena cimport arena_allocate, arena_destroy, arena_initialize, arena_release
-from kdaemon_pyx.client_wait cimport client_is_punched, client_sleep, monotonic_ns
+from kdaemon_pyx.client_wait cimport (
+    client_empty_doorbell, client_hang_up, client_is_punched, client_map, client_map_zeros, client_ring_doorbell, client_sleep, monotonic_ns,
+)
 
 import errno as errno_module
 import os
 import threading
 
 from kdaemon_pyx.client_abi import OPCODE_NAMES
-
-cdef extern from "errno.h" nogil:
-    enum:
-        EAGAIN
-        ECONNRESET
-        ENOBUFS
-
-cdef extern from "sys/socket.h" nogil:
-    ssize_t send(int fd, const void* data, size_t length, int flags)
-    ssize_t recv(int fd, void* data, size_t length, int flags)
-    enum:
-        MSG_DONTWAIT
-        MSG_NOSIGNAL
-
-cdef extern from "sys/mman.h" nogil:
-    int madvise(void* address, size_t length, int advice)
-    enum:
-        MADV_DONTFORK
 
 cdef enum:
     IN_FLIGHT = 0
@@ -62,6 +46,7 @@ cdef class Pending:
         return 0
 
 
+@cython.no_gc_clear      # __dealloc__ gives the arena block back to its ring, which must be there even at the end of a cycle
 cdef class Operation(Pending):
     """One posted operation. Buffer protocol: the bytes that a completed READ or INFO got, in the arena, without a copy."""
 
@@ -69,7 +54,7 @@ cdef class Operation(Pending):
         raise TypeError("operations are made by posting them")
 
     def __dealloc__(self):
-        if self.has_block and self.ring is not None:
+        if self.has_block:
             arena_release(&self.ring.arena_state, self.offset)
 
     cdef int completed(self, ClientRing ring, uint32_t slot, int64_t result, uint32_t detail) except -1:
@@ -106,6 +91,7 @@ cdef class Operation(Pending):
             raise ValueError("the operation is in flight")
         if not self.has_block or self.raw_result <= 0:
             return b""
+        self.ring._check_process()
         return (<char*> (self.ring.arena + self.offset))[:self.raw_result]
 
     def release(self) -> None:
@@ -121,6 +107,7 @@ cdef class Operation(Pending):
     def __getbuffer__(self, Py_buffer* buffer, int flags):
         if self.state != COMPLETE or not self.has_block:
             raise BufferError("the operation has no data")
+        self.ring._check_process()
         PyBuffer_FillInfo(buffer, self, self.ring.arena + self.offset, self.raw_result if self.raw_result > 0 else 0, 1, flags)
         self.exports += 1
 
@@ -137,16 +124,12 @@ cdef class ClientRing:
 
     def __cinit__(self, int memory_fd, int doorbell_fd, int attach_fd):
         cdef client_header header
-        cdef void* mapping
         cdef uint64_t size = os.fstat(memory_fd).st_size
         self.memory_fd = self.doorbell_fd = self.attach_fd = -1
-        mapping = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, memory_fd, 0)
-        if mapping == MAP_FAILED:
+        self.memory = client_map(memory_fd, size)
+        if self.memory == NULL:
             raise OSError(errno, os.strerror(errno))
-        self.memory = <uint8_t*> mapping
         self.memory_size = size
-        # A child that touched the rings would be a second writer of indices that have one.
-        madvise(mapping, size, MADV_DONTFORK)
         self.header = <client_header*> self.memory
         header = self.header[0]
         if header.magic != CLIENT_MAGIC or header.version_major != CLIENT_VERSION_MAJOR:
@@ -172,12 +155,12 @@ cdef class ClientRing:
         self.pending = [None] * self.slot_count
         self.followers = []
         self.called_back = []
-        self.pid = os.getpid()
+        self.pid = getpid()
         self.spin_ns = 20000 if len(os.sched_getaffinity(0)) > 1 else 0
         self.memory_fd, self.doorbell_fd, self.attach_fd = memory_fd, doorbell_fd, attach_fd
 
     def __dealloc__(self):
-        if self.memory != NULL and self.pid == os.getpid():
+        if self.memory != NULL and self.pid == getpid():
             munmap(self.memory, self.memory_size)
         free(self.free_slots)
         free(self.blocks)
@@ -194,12 +177,22 @@ cdef class ClientRing:
     def abandon(self) -> None:
         """In a forked child: close the fds that the parent's ring left here, so that the parent's end is the last one."""
         self.dead = True
+        self.has_leader = False      # that thread stayed with the parent
+        self.followers = []
+        client_map_zeros(self.memory, self.memory_size)
         self._close_fds()
 
     def close(self) -> None:
         """Detach: what is in flight ends with ECONNRESET, every later call raises."""
         self._die()
-        self._close_fds()
+        if self.memory_fd >= 0 and self.pid == getpid():
+            # A thread that sleeps on these would keep them open and go on sleeping: closing alone is not enough.
+            client_hang_up(self.doorbell_fd)
+            client_hang_up(self.attach_fd)
+        self.closed = True
+        if not self.has_leader:
+            self._close_fds()
+        self._run_callbacks()
 
     def fileno(self) -> int:
         """The doorbell: readable when completions may be there, provided ``arm`` was called."""
@@ -306,11 +299,10 @@ cdef class ClientRing:
 
     # Wakes the daemon if it sleeps and something was published since the last time.
     cdef void ring_now(self) noexcept:
-        cdef uint8_t ring = 1
         if self.ring_due and not self.dead:
             self.ring_due = False
             if client_must_ring(&self.header.daemon_state):
-                send(self.doorbell_fd, &ring, 1, MSG_DONTWAIT | MSG_NOSIGNAL)
+                client_ring_doorbell(self.doorbell_fd)
                 self.doorbells += 1
 
     # A block of the arena, or -1. Looks for completions that give some back before it says no.
@@ -324,10 +316,14 @@ cdef class ClientRing:
         """Posts CANCEL: result 0 (it ends with ECANCELED or its real result), or -ENOENT, -EALREADY."""
         return self.post(CLIENT_CANCEL, target=target)
 
+    cdef int _check_process(self) except -1:
+        if self.dead and self.pid != getpid():
+            raise RuntimeError("this ring belongs to the parent process: call tls_init() in the child")
+        return 0
+
     cdef int _check(self) except -1:
         if self.dead:
-            if self.pid != os.getpid():
-                raise RuntimeError("this ring belongs to the parent process: call tls_init() in the child")
+            self._check_process()
             raise ConnectionResetError(ECONNRESET, "kdaemon is gone: call tls_destroy() and tls_init() again")
         return 0
 
@@ -335,13 +331,12 @@ cdef class ClientRing:
         cdef uint32_t tail = client_observe(&self.header.completion_tail)
         cdef client_completion completion
         cdef int count = 0
-        while self.completion_head != tail and not self.dead:
+        # A completion may run anything (a destructor, a garbage collection that lets another thread in), a reap included.
+        while not self.dead and <int> (tail - self.completion_head) > 0:
             completion = self.completions[self.completion_head & self.completion_mask]
             if client_is_punched(self.header):      # then neither this nor `tail` was written by anybody
                 break
-            self._complete(<Pending> self.pending[completion.slot], completion.slot, completion.result, completion.detail)
-            # After the operation's state: a leader that looks at both without the GIL sees the one or the other.
-            self.completion_head += 1
+            self._complete(completion.slot, completion.result, completion.detail, 1)
             count += 1
         if count:
             client_publish(&self.header.completion_head, self.completion_head)
@@ -352,11 +347,17 @@ cdef class ClientRing:
                     self.ring_now()
         return count
 
-    cdef int _complete(self, Pending owner, uint32_t slot, int64_t result, uint32_t detail) except -1:
-        self.pending[slot] = None
-        self.free_slots[self.free_count] = slot
-        self.free_count += 1
-        if owner.completed(self, slot, result, detail):
+    cdef int _complete(self, uint32_t slot, int64_t result, uint32_t detail, uint32_t reaped) except -1:
+        cdef Pending owner = <Pending> self.pending[slot]
+        cdef bint due = False
+        if owner is not None:
+            self.pending[slot] = None
+            self.free_slots[self.free_count] = slot
+            self.free_count += 1
+            due = owner.completed(self, slot, result, detail)
+        # After the operation's state: a leader that looks at both without the GIL sees the one or the other.
+        self.completion_head += reaped
+        if due:
             self.called_back.append(owner)
         return 0
 
@@ -366,18 +367,14 @@ cdef class ClientRing:
             return 0
         self.dead = True
         for slot in range(self.slot_count):
-            owner = self.pending[slot]
-            if owner is not None:
-                self._complete(<Pending> owner, slot, -ECONNRESET, 0)
+            self._complete(slot, -ECONNRESET, 0, 0)
         return 0
 
     def reap(self) -> int:
         """Take all completions that are there and run their callbacks; how many. Never blocks."""
         cdef int count = 0
-        if not self.dead:
-            with cython.critical_section(self):
-                if not self.dead:
-                    count = self._reap()
+        with cython.critical_section(self):
+            count = self._reap()
         self._run_callbacks()
         return count
 
@@ -400,8 +397,11 @@ cdef class ClientRing:
         """Call ``callback(operation)`` from the ``reap`` or wait that takes its completion; at once if it is done."""
         if operation.state == COMPLETE:
             callback(operation)
-        else:
+        elif operation.callback is None:
             operation.callback = callback
+        else:
+            first = operation.callback
+            operation.callback = lambda done: (first(done), callback(done))
 
     cpdef bint arm(self) noexcept:
         """Ask for the doorbell. False: completions are there already, reap instead of waiting."""
@@ -417,13 +417,10 @@ cdef class ClientRing:
 
     def disarm(self) -> bool:
         """After the doorbell rang: empty it. False when the daemon is gone; then everything in flight has ended."""
-        cdef uint8_t[64] bytes
-        cdef ssize_t got
         if self.dead:
             return False
         client_say_awake(&self.header.program_state)
-        got = recv(self.doorbell_fd, bytes, sizeof(bytes), MSG_DONTWAIT)
-        if got == 0 or (got < 0 and errno != EAGAIN and errno != EINTR):
+        if client_empty_doorbell(self.doorbell_fd) < 0:
             self._reap()
             self._die()
             self._run_callbacks()
@@ -434,40 +431,51 @@ cdef class ClientRing:
         """Wait until the operation is done; False when ``timeout`` (seconds) passed before. Signals run their handlers (PEP 475)."""
         cdef uint64_t deadline_ns = 0
         cdef int64_t left_ns = -1
-        cdef int got
         if operation.state == COMPLETE:
             return True
         if timeout is not None and timeout < 1e9:    # longer is for ever
             deadline_ns = monotonic_ns() + <uint64_t> (max(0.0, timeout) * 1e9)
-        while True:
-            self.reap()
-            self.ring_now()
-            if operation.state == COMPLETE:
-                return True
-            if deadline_ns:
-                left_ns = <int64_t> (deadline_ns - monotonic_ns())
-                if left_ns <= 0:
-                    return False
-            if self.has_leader:
-                self._follow(operation, left_ns)
-                continue
-            self.has_leader = True
-            try:
-                with nogil:
-                    got = client_sleep(self.header, &self.completion_head, &operation.state, self.doorbell_fd, self.attach_fd,
-                                       self.spin_ns, left_ns)
-                if got == -1:
-                    PyErr_CheckSignals()
-                elif got == -2:
-                    self._reap()
-                    self._die()
-            finally:
-                self.has_leader = False
+        try:
+            while True:
                 self.reap()
-                # The wait said "awake": who watches the doorbell (an event loop) must still be woken by it.
-                while self.watched and not self.dead and not self.arm():
-                    self.reap()
-                self._promote()
+                self.ring_now()
+                if operation.state == COMPLETE:
+                    return True
+                self._check_process()
+                if deadline_ns:
+                    left_ns = <int64_t> (deadline_ns - monotonic_ns())
+                    if left_ns <= 0:
+                        return False
+                if self.has_leader:
+                    self._follow(operation, left_ns)
+                else:
+                    self._lead(operation, left_ns)
+        finally:
+            # Whoever was woken to lead may have had enough at that moment.
+            if self.followers and not self.has_leader:
+                self._release_followers(None)
+
+    cdef int _lead(self, Operation operation, int64_t left_ns) except -1:
+        cdef int got
+        self.has_leader = True
+        try:
+            with nogil:
+                got = client_sleep(self.header, &self.completion_head, &operation.state, self.doorbell_fd, self.attach_fd,
+                                   self.spin_ns, left_ns)
+            if got == -1:
+                PyErr_CheckSignals()
+            elif got == -2:
+                self._reap()
+                self._die()
+        finally:
+            self.has_leader = False
+            if self.closed:
+                self._close_fds()
+            self.reap()
+            # The wait said "awake": who watches the doorbell (an event loop) must still be woken by it.
+            while self.watched and not self.dead and not self.arm():
+                self.reap()
+        return 0
 
     # Another thread sleeps on the doorbell: wait until it completes this operation, or leaves and hands the doorbell on.
     cdef int _follow(self, Operation operation, int64_t left_ns) except -1:
@@ -482,15 +490,11 @@ cdef class ClientRing:
             self.followers.remove(entry)
         return 0
 
+    # Those that wait for this operation; None: any one of them, to lead.
     cdef int _release_followers(self, Operation operation) except -1:
         for waited_for, lock in self.followers:
-            if waited_for is operation and lock.locked():
+            if (operation is None or waited_for is operation) and lock.locked():
                 lock.release()
-        return 0
-
-    cdef int _promote(self) except -1:
-        for _, lock in self.followers:
-            if lock.locked():
-                lock.release()
-                break
+                if operation is None:
+                    break
         return 0

@@ -84,6 +84,7 @@ cdef class LaneReader:
 
 
 @cython.final
+@cython.no_gc_clear                # __dealloc__ gives the arena block back to its ring: a stream and its transport are a cycle
 cdef class Stream(Pending):
     """READs and WRITEs of one connection, for its transport. Belongs to the thread of the event loop."""
 

@@ -1,7 +1,11 @@
-"""How a program's thread waits for completions: looks for a while, says "asleep", looks once more, polls doorbell and attach socket."""
+"""The system calls of a client ring's program side: mapping, doorbell, and waiting.
 
-from libc.errno cimport EINTR, errno
+Waiting: look for a while, say "asleep", look once more, poll doorbell and attach socket.
+"""
+
+from libc.errno cimport EAGAIN, EINTR, errno
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from posix.mman cimport MAP_ANONYMOUS, MAP_FAILED, MAP_PRIVATE, MAP_SHARED, PROT_READ, PROT_WRITE, mmap
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
 from kdaemon_pyx.client_abi cimport CLIENT_MAGIC, client_header, client_observe, client_relax, client_say_asleep, client_say_awake
@@ -19,9 +23,50 @@ cdef extern from "poll.h" nogil:
         POLLRDHUP
 
 cdef extern from "sys/socket.h" nogil:
+    ssize_t send(int fd, const void* data, size_t length, int flags)
     ssize_t recv(int fd, void* data, size_t length, int flags)
+    int shutdown(int fd, int how)
     enum:
         MSG_DONTWAIT
+        MSG_NOSIGNAL
+        SHUT_RDWR
+
+cdef extern from "sys/mman.h" nogil:
+    int madvise(void* address, size_t length, int advice)
+    enum:
+        MADV_DONTFORK
+        MAP_FIXED_NOREPLACE
+        MAP_NORESERVE
+
+
+cdef uint8_t* client_map(int fd, uint64_t size) noexcept nogil:
+    cdef void* memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0)
+    if memory == MAP_FAILED:
+        return NULL
+    # A child that touched the rings would be a second writer of indices that have one.
+    madvise(memory, size, MADV_DONTFORK)
+    return <uint8_t*> memory
+
+
+cdef void client_map_zeros(uint8_t* memory, uint64_t size) noexcept nogil:
+    mmap(memory, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE, -1, 0)
+
+
+cdef void client_ring_doorbell(int fd) noexcept nogil:
+    cdef uint8_t ring = 1
+    send(fd, &ring, 1, MSG_DONTWAIT | MSG_NOSIGNAL)
+
+
+cdef int client_empty_doorbell(int fd) noexcept nogil:
+    cdef uint8_t[64] bytes
+    cdef ssize_t got = recv(fd, bytes, sizeof(bytes), MSG_DONTWAIT)
+    if got > 0:
+        return 1
+    return 0 if got < 0 and (errno == EAGAIN or errno == EINTR) else -1
+
+
+cdef void client_hang_up(int fd) noexcept nogil:
+    shutdown(fd, SHUT_RDWR)
 
 
 cdef uint64_t monotonic_ns() noexcept nogil:
@@ -37,7 +82,6 @@ cdef bint client_is_punched(client_header* header) noexcept nogil:
 cdef int client_sleep(client_header* header, const uint32_t* head, const unsigned char* done, int doorbell_fd, int attach_fd,
                       uint64_t spin_ns, int64_t timeout_ns) noexcept nogil:
     cdef pollfd[2] fds
-    cdef uint8_t[64] bytes
     cdef uint64_t until = 0
     cdef int got, _
     if client_is_punched(header):
@@ -67,7 +111,6 @@ cdef int client_sleep(client_header* header, const uint32_t* head, const unsigne
         return -1 if errno == EINTR else -2
     if got == 0:
         return 0
-    if fds[0].revents & POLLIN:
-        if recv(doorbell_fd, bytes, sizeof(bytes), MSG_DONTWAIT) > 0:
-            return 1
+    if fds[0].revents & POLLIN and client_empty_doorbell(doorbell_fd) > 0:
+        return 1
     return -2 if (fds[0].revents | fds[1].revents) & (POLLHUP | POLLERR | POLLRDHUP) else 1
