@@ -55,6 +55,7 @@ def lane(daemon: Daemon) -> Iterator[Lane]:
     warm = attach(daemon)  # threads and their sockets are made with the first of a kind
     with contextlib.suppress(TlsError), socket.socket() as unconnected:
         tls_adopt(unconnected, lane=warm).wait(DEADLINE_S)
+    tls_open("localhost", daemon.port, cafile=daemon.ca, lane=warm).wait(DEADLINE_S).close()
     warm.close()
     eventually(lambda: not status(daemon)["clients"], "the first client is gone")
     before = descriptors(daemon)

@@ -344,6 +344,19 @@ def test_a_client_that_begins_tls_without_waiting(daemon: Daemon, lane: Lane, pl
     plain.close()
 
 
+def test_a_handshake_outlives_its_listener(daemon: Daemon, lane: Lane, plain_listener: Listener) -> None:
+    plain = socket.create_connection(("127.0.0.1", plain_listener.port), DEADLINE_S)
+    connection = plain_listener.accept()
+    starting = tls_start(connection, server_side=True)
+    plain_listener.close()
+    context = ssl.create_default_context(cafile=str(daemon.ca))
+    with context.wrap_socket(plain, server_hostname="localhost") as tls:
+        starting.wait(DEADLINE_S)
+        connection.write(b"sealed")
+        assert tls.recv(100) == b"sealed"
+        connection.close()
+
+
 def test_a_plain_listener_has_nothing_of_tls(lane: Lane) -> None:
     with pytest.raises(OSError, match="Invalid argument"):
         tls_listen(tls=False, certificate="localhost", lane=lane).wait(DEADLINE_S)
