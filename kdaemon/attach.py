@@ -84,7 +84,18 @@ class Attachments:
             raise OSError(errno.EPROTONOSUPPORT, f"version {hello['version_major']} of the client ring is asked for")
         if not may_attach(self._config, uid, gid, daemon_uid):
             raise OSError(errno.EACCES, f"user {uid} is not in clients.users or clients.groups")
-        config = self._config
+        pidfd = _pidfd(sock, pid)
+        try:
+            self._welcome(sock, hello, pidfd, lane_count, (pid, uid))
+        except OSError:
+            if pidfd >= 0:
+                os.close(pidfd)
+            raise
+
+    def _welcome(
+        self, sock: socket.socket, hello: dict[str, int], pidfd: int, lane_count: int, who: tuple[int, int]
+    ) -> None:
+        config, (pid, uid) = self._config, who
         slots = min(hello["slot_count"] or 1024, config.operations_max)
         handle, memory_fd, doorbell_fd, memory_size = self._clients.attach(
             submission_entries=min(hello["submission_entries"], config.operations_max),
@@ -103,7 +114,7 @@ class Attachments:
         finally:
             os.close(memory_fd)
             os.close(doorbell_fd)
-        client = AttachedClient(handle, sock, _pidfd(sock, pid), pid, uid)
+        client = AttachedClient(handle, sock, pidfd, pid, uid)
         self._attached[handle] = client
         self._operations.descriptors.attached(handle, sock)
         self._watch(sock.fileno(), lambda mask: self._said(client, mask), select.EPOLLIN | select.EPOLLRDHUP)
@@ -218,11 +229,13 @@ def _group_id(group: str) -> int:
 
 
 def _pidfd(sock: socket.socket, pid: int) -> int:
+    """What tells of the program's death; -1: it lives in another pid namespace, hang-up has to do.
+
+    Raises OSError: it is dead already, whoever holds its socket; or no descriptor is left.
+    """
     try:
         return struct.unpack("i", sock.getsockopt(socket.SOL_SOCKET, _SO_PEERPIDFD, 4))[0]  # type: ignore[no-any-return]
-    except OSError:
-        pass
-    try:
-        return os.pidfd_open(pid)
-    except OSError:
-        return -1  # another pid namespace: hang-up has to do
+    except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            raise
+    return os.pidfd_open(pid) if pid > 0 else -1

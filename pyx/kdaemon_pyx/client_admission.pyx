@@ -104,7 +104,17 @@ cdef class Clients:
         client.generation = self.last_generation
         command.kind = CLIENT_COMMAND_ATTACH
         command.client = client
-        result = (<uint64_t> client.generation << 32 | client.index, os.dup(client.memory_fd), doorbell, client.memory_size)
+        try:
+            memory_fd = os.dup(client.memory_fd)
+        except OSError:              # no descriptor is left: nor may a place be lost
+            pthread_mutex_lock(&self.service.mutex)
+            self.service.places[index] = 0
+            pthread_mutex_unlock(&self.service.mutex)
+            free(command)
+            client_free(client)
+            os.close(doorbell)
+            raise
+        result = (<uint64_t> client.generation << 32 | client.index, memory_fd, doorbell, client.memory_size)
         # The command's mutex orders what was written here before the engine thread's first look at the client.
         client_command_push(self.service, command)
         return result

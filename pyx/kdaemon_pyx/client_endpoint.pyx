@@ -124,6 +124,8 @@ cdef void client_finish(Client* client, uint32_t slot, int64_t result, uint32_t 
     if operation.deadline_ns:
         client_heap_remove(client, slot)
         operation.deadline_ns = 0
+    if operation.opening_index != CLIENT_NONE:
+        client.copied -= operation.done
     operation.state = OPERATION_FREE
     client_post(client, operation.user_data, slot, result, detail, operation.quiet)
     if endpoint.held.head != CLIENT_NONE:

@@ -33,6 +33,7 @@ cdef extern from "errno.h" nogil:
         ECANCELED
         EINVAL
         EMFILE
+        ENOBUFS
         ENOENT
         ENOMEM
         ENOTCONN
@@ -315,6 +316,9 @@ cdef void start_control(Client* client, ClientEndpoint* endpoint, uint32_t slot)
         client_fetch_parameters(client, slot, &event.parameters)
         if not parameters_valid(&event.parameters, opcode):
             error = -EINVAL
+    # Ranges of the arena may overlap; what is copied out of it is the client's share of the daemon's memory all the same.
+    if error == 0 and operation.length > client.arena_size - client.copied:
+        error = -ENOBUFS
     if error == 0 and operation.length:
         event.data = <uint8_t*> malloc(operation.length)
         if event.data == NULL:
@@ -339,6 +343,8 @@ cdef void start_control(Client* client, ClientEndpoint* endpoint, uint32_t slot)
         client_event_free(event)
         client_finish(client, slot, error, 0)
         return
+    client.copied += operation.length
+    operation.done = operation.length
     opening.opening_slot = slot
     operation.opening_index = opening.index
     event.opcode = opcode

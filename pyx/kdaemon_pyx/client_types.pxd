@@ -51,7 +51,7 @@ cdef struct ClientOperation:
     uint64_t deadline_ns               # absolute; 0: none
     uint64_t offset                    # in the arena, validated
     uint32_t length
-    uint32_t done                      # WRITE: bytes handed to the connection; READ: bytes in the arena
+    uint32_t done                      # WRITE: bytes handed to the connection; READ: bytes in the arena; OPEN, START_TLS: bytes of the private copy
     int32_t cancel_error               # its memory is with the connection: what it ends with if nothing moves any more
     uint32_t endpoint_index            # what orders it: a connection, a listener, 0: the ring
     uint32_t opening_index             # OPEN, CONNECT, LISTEN, ADOPT: the endpoint being made
@@ -149,6 +149,7 @@ cdef struct Client:
     uint32_t endpoint_count
     uint32_t ready_head
     uint32_t filling_head
+    uint64_t copied                    # bytes of private copies (trust anchors) of operations in flight: never more than the arena has
     uint32_t connection_count          # endpoints with a connection that has to be joined
     uint8_t state
     uint8_t detach_reason

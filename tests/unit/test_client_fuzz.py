@@ -17,7 +17,13 @@ def check(report: dict[str, Any]) -> None:
     assert report["accepted"] >= 0.3 * report["entries"]
     never = {opcode for opcode, count in enumerate(report["succeeded"]) if not count}
     assert not never, f"no success of {[abi.OPCODE_NAMES[opcode] for opcode in never]}"
-    refusals = {"Invalid argument", "Bad file descriptor", "Device or resource busy", "Too many open files"}
+    refusals = {
+        "Invalid argument",
+        "Bad file descriptor",
+        "Device or resource busy",
+        "Too many open files",
+        "No buffer space available",
+    }
     assert refusals | {"Operation canceled", "Connection timed out"} <= set(report["results"])
     assert report["cut_off"]
 
