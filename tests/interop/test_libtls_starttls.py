@@ -125,7 +125,6 @@ def starttls_server(other: socket.socket, issued: Issued, answer: bytes = b"220 
     return run
 
 
-@pytest.mark.guest_core
 def test_starttls(daemon: Daemon, lane: Lane, peer: Peer, issued: Issued) -> None:
     connection, other = peer.meet(lane)
     names = other.getpeername(), other.getsockname()
