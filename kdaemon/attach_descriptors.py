@@ -16,6 +16,8 @@ from collections.abc import Sequence
 
 from kdaemon_pyx import client_abi as abi
 
+from kdaemon.channel import receive_fds
+
 SCM_MAX_FD = 253  # the kernel's limit for one message: with room for all of them it discards none in this thread
 UNCLAIMED_MAX = 64  # descriptors of one client that no ADOPT asked for yet
 EXPORTS_MAX = 16  # of one client, under way at a time
@@ -53,7 +55,7 @@ class Closer:
 
 def receive(sock: socket.socket, size: int) -> tuple[bytes, list[int]]:
     """One message and the descriptors in it; the caller owns them. Raises OSError."""
-    data, fds, _, _ = socket.recv_fds(sock, size, SCM_MAX_FD, socket.MSG_CMSG_CLOEXEC)
+    data, fds, _ = receive_fds(sock, size, SCM_MAX_FD)
     return data, fds
 
 

@@ -19,6 +19,21 @@ Message = dict[str, Any]
 _IN_MEMORY_FILE = b"memfd"
 
 
+def receive_fds(sock: socket.socket, size_max: int, fds_max: int) -> tuple[bytes, list[int], int]:
+    """A message, its descriptors, closed at exec, and recvmsg's flags.
+
+    Not socket.recv_fds(): Python 3.11's ignores the flags it is given, and every program started from here on, the next
+    zygote and its workers among them, would get what was received, the ticket keys among it.
+    """
+    fds = array.array("i")
+    space = socket.CMSG_SPACE(fds_max * fds.itemsize)
+    data, ancillary, flags, _ = sock.recvmsg(size_max, space, socket.MSG_CMSG_CLOEXEC)
+    for level, kind, body in ancillary:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            fds.frombytes(body[: len(body) - len(body) % fds.itemsize])
+    return data, list(fds), flags
+
+
 class Channel:
     """One end of a SOCK_SEQPACKET pair. Owns the socket. Not thread-safe."""
 
@@ -72,7 +87,7 @@ class Channel:
         Raises EOFError when the other end is gone, BlockingIOError when nothing is there (non-blocking).
         """
         try:
-            data, fds, flags, _ = socket.recv_fds(self.socket, MESSAGE_SIZE_MAX, FDS_MAX, socket.MSG_CMSG_CLOEXEC)
+            data, fds, flags = receive_fds(self.socket, MESSAGE_SIZE_MAX, FDS_MAX)
         except ConnectionResetError:
             raise EOFError from None
         if not data:

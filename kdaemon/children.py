@@ -6,11 +6,14 @@ import signal
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from typing import Any
 
 from kdaemon.channel import Channel, Message
 
 BACK_OFF_FIRST_S = 0.05
 BACK_OFF_MAX_S = 5.0
+PING_INTERVAL_S = 1.0
+PINGS_UNANSWERED_MAX = 3  # shorter than the signing deadline: what a hanging keymgr owes, its successor can still sign
 STABLE_S = 10.0  # a process that lived so long starts with a clean record
 
 
@@ -56,6 +59,8 @@ class Child:
         self._on_exit = on_exit
         self._pidfd = os.pidfd_open(pid)
         self._loop = asyncio.get_running_loop()
+        self._unanswered = 0
+        self._ping_timer: asyncio.TimerHandle | None = None
         channel.socket.setblocking(False)
         self._loop.add_reader(channel.fileno(), self._readable)
         self._loop.add_reader(self._pidfd, self._exited)
@@ -71,6 +76,19 @@ class Child:
             with suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._pidfd, number)
 
+    def watch(self, log: Any) -> None:
+        """From now on it is asked for a sign of life every second; one that stays silent is killed, and so replaced.
+
+        Questions are counted, not seconds: a machine that stood still has not asked.
+        """
+        if self._unanswered > PINGS_UNANSWERED_MAX:
+            log.error("does not answer and is killed", process=self.name, pid=self.pid)
+            self.kill()
+            return
+        self._unanswered += 1
+        self.send({"type": "ping"})
+        self._ping_timer = self._loop.call_later(PING_INTERVAL_S, self.watch, log)
+
     def _readable(self) -> None:
         while self._pidfd >= 0:
             try:
@@ -80,10 +98,15 @@ class Child:
             except (EOFError, OSError):
                 self._loop.remove_reader(self.channel.fileno())  # its exit comes through the pidfd
                 return
-            self._on_message(self, message, fds)
+            if message["type"] == "pong":
+                self._unanswered = 0
+            else:
+                self._on_message(self, message, fds)
 
     def _exited(self) -> None:
         self._readable()  # its last words
+        if self._ping_timer is not None:
+            self._ping_timer.cancel()
         self._loop.remove_reader(self._pidfd)
         with suppress(ValueError, OSError):
             self._loop.remove_reader(self.channel.fileno())

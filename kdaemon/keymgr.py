@@ -116,6 +116,8 @@ class KeyManager:
             self._peers[fds[0]] = peer
             self._epoll.register(fds[0], select.EPOLLIN)
             self._reply(peer, self._ticket_key_message())
+        elif message["type"] == "ping":
+            self._supervisor.send({"type": "pong"})
         elif message["type"] == "retire":
             self._retired = True  # the successor rotates the ticket keys now
         return True

@@ -47,6 +47,7 @@ class KtlsSupport:
 
     available: at least one cipher suite works in both directions.
     reason: one word for counters and the ready line: "available", "no-ulp", "forbidden", "no-cipher", "no-loopback".
+        Of a connection also "record-size": the kernel cannot keep the peer's record_size_limit.
     detail: the same as a sentence, with the errno, for a person.
     suites: cipher suites usable for TLS_TX and TLS_RX. refused: the others, with the error the kernel gave.
     rekey: a second TLS_TX and TLS_RX are accepted, so a KeyUpdate can be followed (mainline since 6.14).

@@ -4,15 +4,29 @@ Closing one member of a SO_REUSEPORT group resets the connections queued on it, 
 accepts from it: the replacement finds the queue as it was.
 """
 
+import ctypes
 import errno
 import os
 import socket
+import struct
 from collections.abc import Sequence
 
 from kdaemon.config import parse_address
 
 BACKLOG = 4096  # the kernel caps it at net.core.somaxconn
 LISTEN_FDS_START = 3  # sd_listen_fds(3)
+SO_ATTACH_FILTER = 26
+# struct sock_filter, classic BPF on the TCP header: a SYN without ACK is dropped, everything else passes.
+_DROP_SYN = b"".join(
+    struct.pack("=HBBI", *instruction)
+    for instruction in (
+        (0x30, 0, 0, 13),  # ldb [13]: the flags
+        (0x54, 0, 0, 0x12),  # and #(SYN | ACK)
+        (0x15, 0, 1, 0x02),  # jeq #SYN
+        (0x06, 0, 0, 0),  # ret #0
+        (0x06, 0, 0, 0xFFFFFFFF),  # ret #-1
+    )
+)
 
 
 class ListenError(Exception):
@@ -22,8 +36,9 @@ class ListenError(Exception):
 class Listener:
     """One address and its sockets, one per worker. Owns the sockets."""
 
-    def __init__(self, sockets: list[socket.socket]) -> None:
+    def __init__(self, sockets: list[socket.socket], inherited: bool = False) -> None:
         self.sockets = sockets
+        self.inherited = inherited
         host, port = sockets[0].getsockname()[:2]
         self.host, self.port = host.partition("%")[0], port
         self.ipv6 = sockets[0].family == socket.AF_INET6
@@ -36,6 +51,17 @@ class Listener:
     def socket_for(self, worker: int) -> socket.socket:
         """The socket of one worker; inherited sockets may be fewer than workers and are shared."""
         return self.sockets[worker % len(self.sockets)]
+
+    def refuse_new(self) -> None:
+        """From now on connections that begin get no answer, until close() refuses them.
+
+        Those under way are still queued, and what is queued is served. Inherited sockets are left alone: somebody else
+        accepts from them after us.
+        """
+        for sock in () if self.inherited else self.sockets:
+            filter_ = ctypes.create_string_buffer(_DROP_SYN)
+            program = struct.pack("@HP", len(_DROP_SYN) // 8, ctypes.addressof(filter_))
+            sock.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, program)
 
     def close(self) -> None:
         for sock in self.sockets:
@@ -96,7 +122,7 @@ def inherited_listeners() -> list[Listener]:
             raise ListenError(f"LISTEN_FDS: descriptor {fd} is not a listening TCP socket")
         sock.setblocking(False)
         groups.setdefault(sock.getsockname()[:2], []).append(sock)
-    return [Listener(sockets) for sockets in groups.values()]
+    return [Listener(sockets, inherited=True) for sockets in groups.values()]
 
 
 def open_listeners(addresses: Sequence[str], workers: int) -> tuple[list[Listener], list[str]]:

@@ -57,9 +57,11 @@ class Http:
     body_bytes_max: int = 1 << 20
     requests_per_connection_max: int = 1000
     connections_per_address_max: int = 0
+    connections_per_second_per_address: int = 0
     requests_per_second_per_address: int = 0
     ranges_max: int = 16
     entries_max: int = 1024
+    entry_unused_ms: int = 60_000
     content_bytes_max: int = 32 << 20
     content_file_bytes_max: int = 65536
     default_type: str = "application/octet-stream"

@@ -193,6 +193,7 @@ class Supervisor:
                 os.close(self._ticket_keys_fd)
             self._ticket_keys_fd = fds[0]
             before, self._keymgr, self._keymgr_next = self._keymgr, child, None
+            child.watch(self._log)
             self._config = self._config_next
             self._credentials = message["credentials"]
             for credential in self._credentials:
@@ -260,6 +261,7 @@ class Supervisor:
             self._fail(message["reason"])
         elif message["type"] == "ready":
             self._zygote_ready = True
+            child.watch(self._log)
             for slot in self._slots:
                 self._fork(slot)
         elif message["type"] == "forked":
@@ -368,17 +370,16 @@ class Supervisor:
         self.stop(cut=self._stopping)  # the second signal is impatient
 
     def stop(self, cut: bool = False) -> None:
-        """Begins the end: drain, or cut connections now."""
+        deadline_ms = 0 if cut else self._config.deadlines.drain_ms
         if not self._stopping:
-            self._log.info(
-                "draining" if not cut else "stopping", deadline_ms=0 if cut else self._config.deadlines.drain_ms
-            )
+            self._log.info("stopping" if cut else "draining", deadline_ms=deadline_ms)
             self._stopping = True
+            for listener in self._listeners:
+                listener.refuse_new()
         elif not cut:
             return
-        for slot in self._slots:
-            if slot.child is not None:
-                slot.child.send({"type": "drain", "deadline_ms": 0 if cut else self._config.deadlines.drain_ms})
+        for child in [slot.child for slot in self._slots if slot.child is not None]:
+            child.send({"type": "drain", "deadline_ms": deadline_ms})
         self._changed.set()
 
     async def _drain(self) -> int:

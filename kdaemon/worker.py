@@ -110,7 +110,8 @@ class Worker:
                 self._keys.flush()
                 self._engine.flush()
                 self._schedule_engine()
-            for fd, mask in self._epoll.poll(0.0 if self._more_events else timeout_s):
+            # (Leaving, too, may have been the last thing that a batch of events said.)
+            for fd, mask in self._epoll.poll(0.0 if self._more_events or self._leaving else timeout_s):
                 if reader := self._readers.get(fd):
                     self._read(fd, reader, mask)
         if self._thread.is_alive():
@@ -294,6 +295,7 @@ class Worker:
             reason = REASON_SWITCHED_OFF
         elif self._config.ktls == "auto" and not self._ktls.available:
             reason = self._ktls.reason  # the engine knows only that it was told not to try
+        # else the engine's own word, which is one of the same vocabulary (kdaemon/ktls.py)
         if (backend, reason) not in self._backends:
             self._log.info("record layer", backend=backend, reason=reason)
         self._backends[backend, reason] = self._backends.get((backend, reason), 0) + 1
@@ -310,7 +312,7 @@ class Worker:
             self._reported_ready = True
             assert self._engine is not None
             for number, fd in self._listener_fds.items():
-                self._engine.listen(number, fd)
+                self._engine.listen(number, fd, limited=True)
             self._say({"type": "ready"})
 
     def _attach_keymgr(self, fd: int) -> None:
@@ -444,13 +446,13 @@ class Worker:
             self._say({"type": "drained", "cut": 0})
             self._leaving = True
             return
+        self._engine.drain(deadline_ms)  # before the listeners go: what is queued on them is still served
         if not self._draining:
             self._draining = True
             for server in self._redirects:
                 server.close()
             for number in self._listener_fds:
                 self._engine.unlisten(number)
-        self._engine.drain(deadline_ms)
 
     def _unlistened(self, number: int) -> None:
         if self._operations.unlistened(number):

@@ -46,6 +46,9 @@ def main() -> int:
             request, fds = supervisor.receive()
         except EOFError:
             return 0
+        if request["type"] == "ping":
+            supervisor.send({"type": "pong"})
+            continue
         index = request["index"]
         begin, begun = os.pipe2(os.O_CLOEXEC)
         pid_reader, pid_writer = os.pipe2(os.O_CLOEXEC)
@@ -55,7 +58,10 @@ def main() -> int:
                 supervisor.close()
                 os.close(begun)
                 os.close(pid_reader)
-                os.write(pid_writer, str(os.getpid()).encode())
+                try:
+                    os.write(pid_writer, str(os.getpid()).encode())
+                except BrokenPipeError:
+                    os._exit(0)  # the zygote is dead, and nobody knows of this one
                 os.close(pid_writer)
                 # The word to begin; end of file: the zygote died before it could report this worker
                 status = worker.main(Channel.from_fd(fds[0]), index, message["supervisor"]) if os.read(begin, 1) else 0

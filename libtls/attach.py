@@ -59,7 +59,9 @@ def attach(
         try:
             connection.connect(path)
             connection.sendall(hello)
-            data, fds, _, _ = socket.recv_fds(connection, abi.HELLO_REPLY_SIZE, 2, socket.MSG_CMSG_CLOEXEC)
+            data, fds, _, _ = socket.recv_fds(connection, abi.HELLO_REPLY_SIZE, 2)
+            for fd in fds:
+                os.set_inheritable(fd, False)  # recv_fds() of Python 3.11 ignores flags, MSG_CMSG_CLOEXEC too
         except (FileNotFoundError, ConnectionRefusedError):
             raise DaemonNotRunning(
                 errno.ECONNREFUSED, f"{path}: kdaemon does not listen there; is it running?"

@@ -47,6 +47,7 @@ class Connection:
         receive_buffer: int = 0,
         patience_s: float = PATIENCE_S,
     ) -> None:
+        self.opened_s = time.monotonic()
         plain = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         try:
             plain.settimeout(patience_s)

@@ -5,26 +5,36 @@ kernel refuses it once the peer's FIN is there.
 """
 
 from libc.errno cimport EBADF, EINVAL, EMFILE, ENFILE, ENOBUFS, ENOENT, ENOMEM, ENOTSOCK, EOPNOTSUPP
-from libc.stdint cimport int32_t, int64_t, uint32_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t
 from posix.unistd cimport close
 
 from kdaemon_pyx cimport liburing as lu
 from kdaemon_pyx.changeover cimport changeover_plain
-from kdaemon_pyx.core cimport LISTENERS_MAX, OPERATION_ACCEPT, OPERATION_NONE, Connection, Core, Listener
+from kdaemon_pyx.core cimport (
+    CLOSE_LIMIT, LISTENERS_MAX, OPERATION_ACCEPT, OPERATION_NONE, SERVICES_MAX, Connection, Core, Listener, Service)
 from kdaemon_pyx.ktls cimport ktls_attach
 from kdaemon_pyx.lifecycle cimport (
-    EVENT_KIND_ACCEPT_PAUSED, EVENT_KIND_CONNECTED, EVENT_KIND_UNLISTENED, connection_allocate, connection_handle, connection_mark, event_push, operation_data)
+    EVENT_KIND_ACCEPT_PAUSED, EVENT_KIND_CONNECTED, EVENT_KIND_UNLISTENED, connection_allocate, connection_handle, connection_mark, connection_terminate, event_push, operation_data)
 from kdaemon_pyx.timers cimport timer_set
 from kdaemon_pyx.uring cimport uring_sqe
 
 
 cdef extern from "<sys/socket.h>" nogil:
     int SOCK_CLOEXEC
+    int SOL_SOCKET
+    int MSG_PEEK
+    int MSG_DONTWAIT
     int setsockopt(int fd, int level, int name, const void* value, unsigned int length)
+    int getsockopt(int fd, int level, int name, void* value, unsigned int* length)
+    int accept4(int fd, void* address, unsigned int* length, int flags)
+    ssize_t recv(int fd, void* data, size_t length, int flags)
 
 cdef extern from "<netinet/tcp.h>" nogil:
     int TCP_NODELAY
     int SOL_TCP
+
+cdef extern from "<asm/socket.h>" nogil:
+    int SO_GET_FILTER
 
 cdef enum:
     ACCEPT_RETRY_NS = 100000000    # after EMFILE, if no connection closes before
@@ -39,7 +49,7 @@ cdef void arm(Core* core, Listener* listener) noexcept nogil:
 
 
 cdef int listener_add(Core* core, int32_t number, int32_t fd, int64_t plain) noexcept nogil:
-    """0, or -ENOBUFS if LISTENERS_MAX are in use. plain: -1, or the service (high half) and site that get its connections without TLS."""
+    """0, or -ENOBUFS if LISTENERS_MAX are in use. plain: LISTEN_TLS, LISTEN_LIMITED, or the service (high half) and site that get its connections without TLS."""
     cdef int i
     cdef int one = 1
     cdef Listener* listener
@@ -52,11 +62,28 @@ cdef int listener_add(Core* core, int32_t number, int32_t fd, int64_t plain) noe
             listener.plain = plain >= 0
             listener.service = <uint32_t>(plain >> 32)
             listener.site = <uint32_t>plain
+            listener.limited = plain == LISTEN_LIMITED
             # Accepted sockets inherit it: no system call per connection.
             setsockopt(fd, SOL_TCP, TCP_NODELAY, &one, sizeof(one))
             arm(core, listener)
             return 0
     return -ENOBUFS
+
+
+cdef void accept_queued(Core* core, Listener* listener) noexcept nogil:
+    """Draining: takes what is queued already, if the supervisor lets nothing more in (its filter on the socket says so).
+
+    A socket that somebody else holds, too, has no filter: the queue is for whoever accepts from it next.
+    """
+    cdef unsigned int filter_length = 0
+    cdef int fd
+    if getsockopt(listener.fd, SOL_SOCKET, SO_GET_FILTER, NULL, &filter_length) < 0 or filter_length == 0:
+        return
+    while True:
+        fd = accept4(listener.fd, NULL, NULL, SOCK_CLOEXEC)
+        if fd < 0:
+            return                                         # EAGAIN: listening sockets do not block
+        connection_accepted(core, listener, fd)
 
 
 cdef void unlistened(Core* core, Listener* listener) noexcept nogil:
@@ -70,6 +97,9 @@ cdef void remove(Core* core, Listener* listener) noexcept nogil:
     if listener.removing:
         return
     listener.removing = 1
+    # Now, and not when the cancellation has completed: while an accept is at work that may be much later.
+    if core.draining and not core.stopping:
+        accept_queued(core, listener)
     if not listener.armed:
         unlistened(core, listener)
         return
@@ -147,9 +177,28 @@ cdef void connection_adopt(Core* core, int32_t fd, int64_t cookie, bint foreign)
     event_push(core, EVENT_KIND_CONNECTED, connection_handle(c), 0, cookie, NULL, 0, False)
 
 
+cdef bint admitted(Core* core, Connection* c) noexcept nogil:
+    """Whether the services' limits let it in, before a handshake costs anything."""
+    cdef const Service* service
+    cdef int i
+    for i in range(SERVICES_MAX):
+        service = core.services[i]
+        if service != NULL and service.on_accept != NULL:
+            if not service.on_accept(service.context, c):
+                return False
+            c.admitted_by = service
+    return True
+
+
+cdef bint has_spoken(int32_t fd) noexcept nogil:
+    """Something is there to be read."""
+    cdef uint8_t byte
+    return recv(fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT) > 0
+
+
 cdef void connection_accepted(Core* core, Listener* listener, int32_t fd) noexcept nogil:
     cdef Connection* c
-    if core.draining or core.stopping:
+    if core.stopping or (core.draining and not has_spoken(fd)):
         close(fd)
         return
     c = connection_allocate(core, fd, listener.number)
@@ -158,6 +207,10 @@ cdef void connection_accepted(Core* core, Listener* listener, int32_t fd) noexce
         close(fd)
         return
     core.counters.accepted += 1
+    if listener.limited and not admitted(core, c):
+        core.counters.refused_by_limit += 1
+        connection_terminate(c, CLOSE_LIMIT, 0)
+        return
     attach_ulp(core, c)
     if listener.plain:
         changeover_plain(c, listener.service, listener.site)

@@ -13,6 +13,7 @@ from kdaemon_pyx.core cimport (
     CLOSE_DEADLINE, CLOSE_SERVICE, CLOSE_TRUNCATED, CONNECTION_CLOSING, CONNECTION_ESTABLISHED, CONNECTION_FREE,
     CONNECTION_HANDSHAKE, RECORD_LAYER_NONE, CloseReason, Connection, Deadlines, File)
 from kdaemon_pyx.file_range cimport file_range_queue, file_range_queue_memory
+from kdaemon_pyx.flush cimport flush_begin, flush_complete
 from kdaemon_pyx.handshake_io cimport handshake_arm, handshake_install
 from kdaemon_pyx.lifecycle cimport connection_join, connection_mark, connection_terminate, connection_update_timer
 from kdaemon_pyx.output cimport output_commit, output_reserve, output_room
@@ -113,7 +114,7 @@ cdef void finish(Connection* c) noexcept nogil:
             return
         c.finishing = 2
         transmit_pump(c)
-    if c.finishing == 2 and c.state != CONNECTION_CLOSING and transmit_idle(c):
+    if c.finishing == 2 and c.state != CONNECTION_CLOSING and transmit_idle(c) and flush_complete(c):
         if c.end_of_file or c.end_of_data:
             connection_terminate(c, CLOSE_SERVICE, 0)
             return
@@ -158,6 +159,7 @@ cdef void connection_advance(Connection* c) noexcept nogil:
         transmit_pump(c)
         if c.install_material != NULL and c.state == CONNECTION_HANDSHAKE and transmit_idle(c):
             handshake_install(c)
+            flush_begin(c)
     if c.state == CONNECTION_ESTABLISHED:
         advance_established(c)
     if c.exporting and c.state == CONNECTION_ESTABLISHED:

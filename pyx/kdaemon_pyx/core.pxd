@@ -70,6 +70,14 @@ ctypedef enum RecordLayerReason:
     REASON_RECORD_SIZE             # the peer takes smaller records only, and this kernel makes none
     REASON_COUNT
 
+# Whether TCP has all records of the kernel's layer: asked before FIN and CLOSE, which would overtake them.
+ctypedef enum Flush:
+    FLUSH_UNKNOWN = 0
+    FLUSH_WAITING_ROOM             # for POLLOUT
+    FLUSH_ROOM
+    FLUSH_WAITING_TIME             # for the kernel's own worker, which pushes them when there is room
+    FLUSH_DONE
+
 # What an operation's user_data says in its low bits; the rest is the address of the (64-byte aligned) object it belongs to.
 ctypedef enum Operation:
     OPERATION_NONE = 0             # nobody waits for it (cancel, wake-up writes)
@@ -85,6 +93,7 @@ ctypedef enum Operation:
     OPERATION_CLOSE
     OPERATION_ACCEPT
     OPERATION_WAKE                 # READ of the command eventfd
+    OPERATION_FLUSH                # POLL or TIMEOUT until TCP has taken what the kernel's record layer holds back
     OPERATION_PULL                 # RECV into the service's memory (kernel layer)
     OPERATION_POLL                 # a service's one-shot poll: the address is its "armed" word, which is set to 0
     OPERATION_MASK = 63
@@ -187,6 +196,7 @@ cdef struct Connection:
     uint8_t client_role            # the peer may send tickets
     uint8_t file_reading           # a READ into `output` is outstanding
     uint8_t memory_cancelled       # the service wants it back: the SEND in flight is the last
+    uint8_t flush                  # kernel layer: Flush
     uint8_t output_full            # output holds a batch of the file that is to be sent as it is
     uint16_t record_content_max    # of a record sent, its type byte not counted: RFC 8449, 16384 without it
 
@@ -229,11 +239,15 @@ cdef struct Connection:
     Secrets secrets
     uint64_t kernel_tx_records     # kernel layer: upper bound of the records sent under this key
     int64_t export_cookie
+    uint64_t kernel_tx_expected    # kernel layer: what TCP is to be given in all, without the overhead of the records under this key
+    uint64_t kernel_tx_sequence    # kernel layer: number of the first record under this key
     uint64_t service_deadline_ns
     uint64_t engine_deadline_ns    # handshake or close
     uint64_t send_deadline_ns      # while something is in flight
     uint64_t send_progress         # bytes acknowledged when the send deadline was looked at last
     const Service* service
+    const Service* admitted_by     # on_accept let it in: on_gone is due
+    void* admission                # its own
     void* service_state
     uint32_t site
 
@@ -257,6 +271,10 @@ cdef struct Service:
     void (*on_deadline)(Connection* c) noexcept nogil
     # Drain was asked: finish what is under way, then connection_finish(); idle connections at once.
     void (*on_drain)(Connection* c) noexcept nogil
+    # A connection was accepted on a listener with limits, before anything else is done for it. False: close it at once. NULL: all are welcome.
+    bint (*on_accept)(void* context, Connection* c) noexcept nogil
+    # Last call of a connection that on_accept let in; it may never have been established.
+    void (*on_gone)(void* context, Connection* c) noexcept nogil
     # Last call, exactly once per on_established. Free service_state. No operation is outstanding, or none that the service started: a
     # connection that leaves the state without TLS (START_TLS) is given back so, and may be established a second time.
     void (*on_closed)(Connection* c) noexcept nogil
@@ -264,6 +282,8 @@ cdef struct Service:
     void (*on_turn)(Core* core) noexcept nogil
     # The turn's last: what it did for others is published here, once. NULL with on_turn. True: do not sleep.
     bint (*on_rest)(Core* core) noexcept nogil
+    # From time to time, on an idle engine too; NULL: nothing to do. Gives the nanoseconds after which it wants to be called again.
+    uint64_t (*on_timer)(void* context, uint64_t now_ns) noexcept nogil
 
 cdef enum:
     CONNECTION_STRIDE = 896        # >= sizeof(Connection), a multiple of 64: the low 6 bits of its address carry an Operation
@@ -286,6 +306,7 @@ cdef struct Counters:
     uint64_t accepted
     uint64_t accept_paused
     uint64_t refused               # no slot
+    uint64_t refused_by_limit      # of its address
     uint64_t bytes_in              # plaintext of established connections
     uint64_t bytes_out
     uint64_t record_layer_kernel
@@ -294,6 +315,7 @@ cdef struct Counters:
     uint64_t exported
     uint64_t requests              # services count them
     uint64_t control_records
+    uint64_t flush_waits           # of ends, for TCP to take what the kernel's record layer held back
     uint64_t events
     uint64_t commands
     uint64_t turns
@@ -308,9 +330,10 @@ cdef struct Listener:
     uint8_t paused                 # EMFILE and friends
     uint8_t removing
     uint8_t plain                  # its connections go to `service` without TLS
+    uint8_t limited                # on_accept is asked
     uint32_t service
     uint32_t site
-    uint8_t padding[44]            # its address carries an Operation in the low 6 bits
+    uint8_t padding[40]            # its address carries an Operation in the low 6 bits
 
 cdef struct Core:
     Listener listeners[64]         # first: aligned like the Core itself
@@ -320,6 +343,7 @@ cdef struct Core:
     TimerWheel timers
     Timer accept_timer
     Timer drain_timer
+    Timer service_timer            # of all services together
     uint64_t now_ns                # CLOCK_MONOTONIC at the start of this turn
     uint8_t* connections           # connections_max slots of CONNECTION_STRIDE bytes, mapped, untouched until used
     uint32_t connections_max

@@ -54,8 +54,8 @@ class Engine:
         """Takes the queued events, the oldest `maximum` of them at most. event_fd() tells of new ones only: after as many as that
         there may be more."""
     def flush(self) -> None: ...
-    def listen(self, listener: int, fd: int, *, service: int = -1, site: int = 0) -> None:
-        """Multishot accept on fd; the caller keeps the fd open until EVENT_UNLISTENED. With a service its connections begin
+    def listen(self, listener: int, fd: int, *, service: int = -1, site: int = 0, limited: bool = False) -> None:
+        """Multishot accept on fd; `limited`: the file service's limits per address apply; the caller keeps the fd open until EVENT_UNLISTENED. With a service its connections begin
         without TLS, as by install_plain()."""
     def adopt(self, fd: int, cookie: int, *, foreign: bool = False) -> None:
         """A connected socket becomes a connection, in the client role -> EVENT_CONNECTED; the fd is the engine's from here on. Handshake state: what follows

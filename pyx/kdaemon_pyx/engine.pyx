@@ -10,6 +10,7 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 
+from kdaemon_pyx.accept cimport LISTEN_LIMITED, LISTEN_TLS
 from kdaemon_pyx.atomics cimport exchange_u32, fence_seq_cst, load_relaxed_u32, load_relaxed_u64
 from kdaemon_pyx.buffers cimport pool_setup, pool_teardown
 from kdaemon_pyx.core cimport (
@@ -70,9 +71,8 @@ ConnectionKeys = tuple
 CLOSE_REASONS = (
     "peer", "service", "control", "truncated", "reset", "deadline", "record", "key_update", "limit", "file", "drain", "drain_deadline",
     "resources")
-RECORD_LAYER_REASONS = (
-    "kernel TLS", "kernel TLS is switched off", "this kernel has no TLS (TCP_ULP)", "kernel TLS lacks the cipher suite",
-    "kernel TLS cannot keep the peer's record_size_limit")
+# The vocabulary of kdaemon/ktls.py, so that log, counters and the ready line say the same.
+RECORD_LAYER_REASONS = ("available", "switched-off", "no-ulp", "no-cipher", "record-size")
 RECORD_LAYER_MODES = {"auto": 0, "require": 1, "off": 2}
 DEADLINES_MS = {"handshake": 10_000, "header": 60_000, "body": 60_000, "send": 60_000, "idle": 75_000, "close": 5_000}
 CONNECTION_BYTES = CONNECTION_STRIDE               # sizeof(Connection) at most, or no Engine can be made
@@ -274,9 +274,9 @@ cdef class Engine:
             raise MemoryError
         return 0
 
-    def listen(self, int listener, int fd, *, int service=-1, uint32_t site=0):
+    def listen(self, int listener, int fd, *, int service=-1, uint32_t site=0, bint limited=False):
         cdef Message m
-        m.kind, m.connection, m.a, m.b = COMMAND_LISTEN, <uint64_t>listener, fd, -1
+        m.kind, m.connection, m.a, m.b = COMMAND_LISTEN, <uint64_t>listener, fd, LISTEN_LIMITED if limited else LISTEN_TLS
         if service >= 0:
             m.b = <int64_t>service << 32 | site
         self.push(&m, NULL, 0)
@@ -424,6 +424,7 @@ cdef class Engine:
             "accepted": load_relaxed_u64(&core.counters.accepted),
             "accept_paused": load_relaxed_u64(&core.counters.accept_paused),
             "refused": load_relaxed_u64(&core.counters.refused),
+            "refused_by_limit": load_relaxed_u64(&core.counters.refused_by_limit),
             "bytes_in": load_relaxed_u64(&core.counters.bytes_in),
             "bytes_out": load_relaxed_u64(&core.counters.bytes_out),
             "record_layer_kernel": load_relaxed_u64(&core.counters.record_layer_kernel),
@@ -432,6 +433,7 @@ cdef class Engine:
             "exported": load_relaxed_u64(&core.counters.exported),
             "requests": load_relaxed_u64(&core.counters.requests),
             "control_records": load_relaxed_u64(&core.counters.control_records),
+            "flush_waits": load_relaxed_u64(&core.counters.flush_waits),
             "events": load_relaxed_u64(&core.counters.events),
             "commands": load_relaxed_u64(&core.counters.commands),
             "turns": load_relaxed_u64(&core.counters.turns),

@@ -9,6 +9,8 @@ from kdaemon_pyx.connection cimport (
     connection_now_ns, connection_reserve, connection_room, connection_send_file, connection_set_deadline,
 )
 from kdaemon_pyx.core cimport RECORD_LAYER_KERNEL, Connection
+from kdaemon_pyx.files cimport file_table_sweep
+from kdaemon_pyx.http_address cimport Address, AddressTable, address_enter, address_leave, address_may_ask
 from kdaemon_pyx.http_context cimport FileContext
 from kdaemon_pyx.http_log cimport PeerAddress
 from kdaemon_pyx.http_session cimport (
@@ -50,6 +52,30 @@ cdef void peer_of(Connection* c, PeerAddress* peer) noexcept nogil:
         memcpy(peer.bytes, &ipv6.sin6_addr, 16)
 
 
+cdef bint on_accept(void* context, Connection* c) noexcept nogil:
+    cdef AddressTable* arrivals = &(<HttpContext*>context).arrivals
+    cdef Address* address
+    cdef PeerAddress peer
+    cdef bint allowed
+    if arrivals.buckets == NULL:
+        return True
+    peer_of(c, &peer)
+    address = address_enter(arrivals, &peer, c.core.now_ns, &allowed)
+    if address == NULL:                                    # gone already, or no memory to count it
+        return True
+    if not allowed or not address_may_ask(arrivals, address, c.core.now_ns):
+        address_leave(arrivals, address, c.core.now_ns)
+        return False
+    c.admission = address
+    return True
+
+
+cdef void on_gone(void* context, Connection* c) noexcept nogil:
+    if c.admission != NULL:
+        address_leave(&(<HttpContext*>context).arrivals, <Address*>c.admission, c.core.now_ns)
+        c.admission = NULL
+
+
 cdef int on_established(Connection* c) noexcept nogil:
     c.service_state = session_open(
         <HttpContext*>c.service.context, c, c.site, c.record_layer == RECORD_LAYER_KERNEL)
@@ -82,6 +108,10 @@ cdef void on_closed(Connection* c) noexcept nogil:
         c.service_state = NULL
 
 
+cdef uint64_t on_timer(void* context, uint64_t now_ns) noexcept nogil:
+    return file_table_sweep(&(<HttpContext*>context).table, now_ns)
+
+
 cdef class FileService(FileContext):
     """Serves files over the connections of one engine: ``Engine(file_service=FileService([Site(root_fd)]))``.
 
@@ -102,6 +132,8 @@ cdef class FileService(FileContext):
         self.context.transport.peer = peer_of
         memset(&self.service, 0, sizeof(self.service))
         self.service.context = &self.context
+        self.service.on_accept = on_accept
+        self.service.on_gone = on_gone
         self.service.on_established = on_established
         self.service.on_data = on_data
         self.service.on_sent = on_sent
@@ -109,3 +141,4 @@ cdef class FileService(FileContext):
         self.service.on_deadline = on_deadline
         self.service.on_drain = on_drain
         self.service.on_closed = on_closed
+        self.service.on_timer = on_timer

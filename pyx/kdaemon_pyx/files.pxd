@@ -61,15 +61,17 @@ cdef struct FileTable:
     ContentBudget budget
     const SiteC* sites
     const MimeMap* mime
-    uint64_t swept_ns
+    uint64_t unused_ns             # an entry that was not asked for that long is forgotten
     uint64_t opens                 # for the counters
     Entry failure                  # what a look-up gives when there is no memory: 503
 
 # 0, or -ENOMEM.
 cdef int file_table_setup(
     FileTable* table, const SiteC* sites, const MimeMap* mime, uint32_t entries_max, uint64_t content_bytes_max,
-    uint64_t content_file_bytes_max) noexcept nogil
+    uint64_t content_file_bytes_max, uint64_t unused_ns) noexcept nogil
 cdef void file_table_teardown(FileTable* table) noexcept nogil
+# Forgets what is unused; gives the nanoseconds after which to call again.
+cdef uint64_t file_table_sweep(FileTable* table, uint64_t now_ns) noexcept nogil
 
 # What `path` (decoded, NUL-terminated, beginning with '/') means in a site. Never NULL; valid until the next look-up.
 cdef Entry* file_table_lookup(

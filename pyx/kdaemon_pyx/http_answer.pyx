@@ -389,10 +389,7 @@ cdef bint answer_request(HttpSession* session, const uint8_t* data, uint32_t len
                 return False
             memcpy(start, b"HTTP/1.1 100 Continue\r\n\r\n", 25)
             context.transport.commit(session.connection, 25)
-    if session.unwelcome:
-        session.keep_alive = False
-        answered = answer_error(session, 503)
-    elif session.address != NULL and not address_may_ask(
+    if session.address != NULL and not address_may_ask(
         &context.addresses, session.address, context.transport.now_ns(session.connection)
     ):
         answered = answer_error(session, 429)

@@ -106,10 +106,12 @@ class Limits:
     header_count_max: int = 100              # beyond: 431
     body_bytes_max: int = 1 << 20            # beyond: 413
     requests_per_connection_max: int = 1000
-    connections_per_address_max: int = 0     # of one worker; beyond: 503; 0: any number
+    connections_per_address_max: int = 0     # of one worker; beyond: closed at accept; 0: any number
+    connections_per_second_per_address: int = 0  # likewise; as many may come at once
     requests_per_second_per_address: int = 0  # of one worker, as many may come at once; beyond: 429; 0: any number
     ranges_max: int = 16                     # beyond: the whole file
     entries_max: int = 1024                  # paths remembered, each with an open file
+    entry_unused_ms: int = 60_000            # without being asked for: then it is forgotten, and its file closed
     content_bytes_max: int = 32 << 20        # of small files kept in memory
     content_file_bytes_max: int = 65536      # what a small file is
 
@@ -125,7 +127,7 @@ class Limits:
             raise ValueError(f"header_count_max = {self.header_count_max}: from 1 to 10000")
         if self.ranges_max > 64:
             raise ValueError(f"ranges_max = {self.ranges_max}: 64 at most")
-        for name in ("connections_per_address_max", "requests_per_second_per_address"):
+        for name in [each.name for each in fields(self) if "per_address" in each.name]:
             if getattr(self, name) > 1_000_000:
                 raise ValueError(f"{name} = {getattr(self, name)}: a million at most")
         if self.entries_max < 8:

@@ -3,7 +3,7 @@
 import os
 import resource
 
-from libc.stdint cimport uint32_t
+from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memset
 
 from kdaemon_pyx.files cimport LIST_FILES, LIST_NAMES, file_table_setup, file_table_teardown
@@ -50,15 +50,20 @@ cdef class FileContext:
         entries_max = max(8, min(limits.entries_max, descriptors // 4))
         if file_table_setup(
             &self.context.table, self._sites.sites, &self._mime.map, <uint32_t>entries_max, limits.content_bytes_max,
-            limits.content_file_bytes_max
+            limits.content_file_bytes_max, <uint64_t>limits.entry_unused_ms * 1_000_000
         ) != 0:
             raise MemoryError
         if address_table_setup(
-            &self.context.addresses, limits.connections_per_address_max, limits.requests_per_second_per_address
+            &self.context.addresses, 0, limits.requests_per_second_per_address
+        ) != 0:
+            raise MemoryError
+        if address_table_setup(
+            &self.context.arrivals, limits.connections_per_address_max, limits.connections_per_second_per_address
         ) != 0:
             raise MemoryError
 
     def __dealloc__(self):
+        address_table_teardown(&self.context.arrivals)
         address_table_teardown(&self.context.addresses)
         file_table_teardown(&self.context.table)
 
@@ -78,6 +83,8 @@ cdef class FileContext:
             counts.update(self._log.counters())
         if self.context.addresses.buckets != NULL:
             counts["addresses"] = self.context.addresses.count
+        if self.context.arrivals.buckets != NULL:
+            counts["addresses_connected"] = self.context.arrivals.count
         counts["file_opens"] = self.context.table.opens
         counts["file_entries"] = self.context.table.orders[<int>LIST_FILES].count
         counts["file_names_missing"] = self.context.table.orders[<int>LIST_NAMES].count

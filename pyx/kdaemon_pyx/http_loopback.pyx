@@ -10,6 +10,7 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 
 from kdaemon_pyx.core cimport CloseReason, Connection, Deadlines, File
+from kdaemon_pyx.files cimport file_table_sweep
 from kdaemon_pyx.http_context cimport FileContext
 from kdaemon_pyx.http_log cimport PeerAddress
 from kdaemon_pyx.http_session cimport (
@@ -201,8 +202,9 @@ cdef class Loopback:
         session_on_drain(self._session)
 
     def advance(self, uint64_t milliseconds):
-        """Moves the clock; fires the deadline if it passes."""
+        """Moves the clock; fires the deadline if it passes, and what the engine does from time to time."""
         self._wire.now_ns += milliseconds * 1_000_000
+        file_table_sweep(&self._session.context.table, self._wire.now_ns)
         if self._wire.deadline_ns != 0 and self._wire.now_ns >= self._wire.deadline_ns:
             self._wire.deadline_ns = 0
             session_on_deadline(self._session)

@@ -38,7 +38,8 @@ cdef struct HttpContext:
     FileTable table
     const SiteC* sites
     uint32_t site_count
-    AddressTable addresses
+    AddressTable addresses         # requests of sessions
+    AddressTable arrivals          # connections, from accept to close
     LogRing* log                   # NULL: no access log; owner: the AccessLog object
     uint64_t responses[6]          # by the status' first digit
     DateCache date
@@ -72,7 +73,6 @@ cdef struct HttpSession:
     bint head_pending              # part of a head is there, the rest is not
     bint blocked                   # input waits for room in the output
     bint responding                # a response is under way
-    bint unwelcome                 # one connection of its address too many: its first request is answered with 503
     bint draining
     bint end_of_data
     bint finishing                 # the connection was told to finish; input is ignored

@@ -36,7 +36,6 @@ cdef HttpSession* session_open(
     if context.addresses.buckets != NULL:
         session.address = address_enter(
             &context.addresses, &session.peer, context.transport.now_ns(connection), &allowed)
-        session.unwelcome = not allowed
     # The first request has the header deadline from here on; its beginning does not move it.
     set_deadline(session, DEADLINE_HEADER, context.transport.deadlines(connection).header_ns)
     return session

@@ -14,6 +14,7 @@ cdef bint ktls_suite_known(uint16_t cipher_suite) noexcept nogil
 cdef int ktls_set_keys(
     int fd, int direction, uint16_t cipher_suite, const uint8_t* key, const uint8_t* iv, uint64_t sequence) noexcept nogil
 cdef int ktls_set_record_content_max(int fd, uint16_t record_content_max) noexcept nogil
+cdef int ktls_transmit_sequence(int fd, uint16_t cipher_suite, uint64_t* sequence) noexcept nogil
 cdef void ktls_control_prepare_send(ControlMessage* m, uint8_t content_type, uint32_t length) noexcept nogil
 cdef void ktls_control_prepare_receive(ControlMessage* m) noexcept nogil
 cdef int ktls_control_type(const ControlMessage* m) noexcept nogil

@@ -20,6 +20,7 @@ cdef extern from "<sys/socket.h>" nogil:
         int cmsg_level
         int cmsg_type
     int setsockopt(int fd, int level, int name, const void* value, unsigned int length)
+    int getsockopt(int fd, int level, int name, void* value, unsigned int* length)
     size_t CMSG_LEN(size_t length)
     size_t CMSG_SPACE(size_t length)
     unsigned char* CMSG_DATA(cmsghdr* header)
@@ -91,6 +92,27 @@ cdef int ktls_set_record_content_max(int fd, uint16_t record_content_max) noexce
     if setsockopt(fd, tls.SOL_TLS, tls.TLS_TX_MAX_PAYLOAD_LEN, &record_content_max, sizeof(record_content_max)) < 0:
         return -errno
     return 0
+
+
+cdef int ktls_transmit_sequence(int fd, uint16_t cipher_suite, uint64_t* sequence) noexcept nogil:
+    """The number of the next record to be encrypted. 0 or a negative errno."""
+    cdef CryptoInfo crypto
+    cdef uint8_t* rec_seq = crypto.aes_gcm_128.rec_seq
+    cdef unsigned int size = sizeof(crypto.aes_gcm_128)
+    cdef int result, i
+    if cipher_suite == SUITE_AES_256_GCM_SHA384:
+        rec_seq = crypto.aes_gcm_256.rec_seq
+        size = sizeof(crypto.aes_gcm_256)
+    elif cipher_suite == SUITE_CHACHA20_POLY1305_SHA256:
+        rec_seq = crypto.chacha20_poly1305.rec_seq
+        size = sizeof(crypto.chacha20_poly1305)
+    memset(&crypto, 0, sizeof(crypto))
+    result = -errno if getsockopt(fd, tls.SOL_TLS, tls.TLS_TX, &crypto, &size) < 0 else 0
+    sequence[0] = 0
+    for i in range(8):
+        sequence[0] = sequence[0] << 8 | rec_seq[i]
+    OPENSSL_cleanse(&crypto, sizeof(crypto))               # the key is in it
+    return result
 
 
 cdef void ktls_control_prepare_send(ControlMessage* m, uint8_t content_type, uint32_t length) noexcept nogil:

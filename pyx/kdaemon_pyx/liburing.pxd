@@ -153,6 +153,7 @@ cdef extern from "<liburing.h>" nogil:
     void io_uring_prep_readv(io_uring_sqe* sqe, int fd, const iovec* iovecs, unsigned nr_vecs, uint64_t offset)
     void io_uring_prep_write(io_uring_sqe* sqe, int fd, const void* buf, unsigned nbytes, uint64_t offset)
     void io_uring_prep_poll_add(io_uring_sqe* sqe, int fd, unsigned poll_mask)
+    void io_uring_prep_timeout(io_uring_sqe* sqe, __kernel_timespec* ts, unsigned count, unsigned flags)
     void io_uring_prep_shutdown(io_uring_sqe* sqe, int fd, int how)
     void io_uring_prep_close(io_uring_sqe* sqe, int fd)
     void io_uring_prep_cancel64(io_uring_sqe* sqe, uint64_t user_data, int flags)

@@ -142,6 +142,9 @@ cdef void give_back(Connection* c) noexcept nogil:
     if c.established:
         c.established = 0
         c.service.on_closed(c)
+    if c.admitted_by != NULL:
+        c.admitted_by.on_gone(c.admitted_by.context, c)
+        c.admitted_by = NULL
     if c.output != NULL:
         pool_give(&c.core.pool, c.output)
     if c.sending != NULL and c.sending != &c.window:

@@ -10,17 +10,18 @@ from libc.string cimport memcpy
 
 from kdaemon_pyx cimport liburing as lu
 from kdaemon_pyx.accept cimport (
-    connection_adopt, listener_accepted, listener_add, listener_remove, listeners_armed, listeners_resume, listeners_stop)
+    connection_adopt, has_spoken, listener_accepted, listener_add, listener_remove, listeners_armed, listeners_resume, listeners_stop)
 from kdaemon_pyx.atomics cimport exchange_u32, fence_seq_cst, store_relaxed_u32, store_release_u32
 from kdaemon_pyx.changeover cimport changeover_handshake, changeover_plain
 from kdaemon_pyx.connection cimport connection_advance, connection_expired
 from kdaemon_pyx.core cimport (
     CLOSE_CONTROL, CLOSE_DRAIN, CLOSE_DRAIN_DEADLINE, CLOSE_RESOURCES, CONNECTION_CLOSING, CONNECTION_ESTABLISHED,
     CONNECTION_HANDSHAKE, ITEM_CONTROL, ITEM_RAW, ITEM_REKEY, OPERATION_ACCEPT, OPERATION_CLOSE, OPERATION_FILE_READ,
-    OPERATION_HANGUP, OPERATION_MASK, OPERATION_NONE, OPERATION_POLL, OPERATION_PULL, OPERATION_RECEIVE, OPERATION_RECEIVE_EXACT, OPERATION_RECEIVE_MESSAGE, OPERATION_SEND,
+    OPERATION_FLUSH, OPERATION_HANGUP, OPERATION_MASK, OPERATION_NONE, OPERATION_POLL, OPERATION_PULL, OPERATION_RECEIVE, OPERATION_RECEIVE_EXACT, OPERATION_RECEIVE_MESSAGE, OPERATION_SEND,
     OPERATION_SEND_CONTROL, OPERATION_WAKE, RECORD_LAYER_KERNEL, RECORD_LAYER_NONE, SERVICES_MAX, Connection, Core,
     KeyMaterial, Listener)
 from kdaemon_pyx.file_range cimport file_range_read_done
+from kdaemon_pyx.flush cimport flush_done
 from kdaemon_pyx.handshake_io cimport handshake_received
 from kdaemon_pyx.ktls cimport KTLS_RX, ktls_set_keys
 from kdaemon_pyx.libcrypto cimport CRYPTO_memcmp
@@ -34,7 +35,7 @@ from kdaemon_pyx.receive cimport (
 from kdaemon_pyx.record cimport CONTENT_ALERT, record_keys_set
 from kdaemon_pyx.spsc cimport Message, message_free, queue_empty, queue_pop
 from kdaemon_pyx.timers cimport (
-    TIMER_ACCEPT, TIMER_CONNECTION, TIMER_DRAIN, Timer, timer_set, timers_expire, timers_next_ns, timers_setup)
+    TIMER_ACCEPT, TIMER_CONNECTION, TIMER_DRAIN, TIMER_SERVICE, Timer, timer_set, timers_expire, timers_next_ns, timers_setup)
 from kdaemon_pyx.transmit cimport (
     transmit_control_done, transmit_discard, transmit_item, transmit_send_done)
 from kdaemon_pyx.uring cimport (
@@ -88,6 +89,8 @@ cdef int loop_setup(Core* core) noexcept nogil:
     timers_setup(&core.timers, core.now_ns)
     core.accept_timer.kind = TIMER_ACCEPT
     core.drain_timer.kind = TIMER_DRAIN
+    core.service_timer.kind = TIMER_SERVICE
+    services_timer(core)
     core.memory_file.fd = -1
     core.memory_file.references = 1
     core.memory_file.size = <uint64_t>1 << 62
@@ -191,7 +194,7 @@ cdef void command_drain(Core* core, uint64_t deadline_ms) noexcept nogil:
     listeners_stop(core)
     timer_set(&core.timers, &core.drain_timer, core.now_ns + deadline_ms * 1000000 + 1)
     while c != NULL:
-        if c.state == CONNECTION_HANDSHAKE and not c.heard and not c.finishing:
+        if c.state == CONNECTION_HANDSHAKE and not c.heard and not c.finishing and not has_spoken(c.fd):
             connection_terminate(c, CLOSE_DRAIN, 0)      # a connection that has not said a word has nothing to finish
         else:
             connection_mark(c)
@@ -341,6 +344,8 @@ cdef void completed(Core* core, uint64_t user_data, int32_t result, uint32_t fla
         receive_exact_done(c, result)
     elif operation == OPERATION_PULL:
         receive_pull_done(c, result)
+    elif operation == OPERATION_FLUSH:
+        flush_done(c, result)
     elif operation == OPERATION_HANGUP:
         receive_hangup_done(c)
     elif operation == OPERATION_CLOSE:
@@ -367,6 +372,19 @@ cdef uint32_t completions_run(Core* core) noexcept nogil:
     return total
 
 
+cdef void services_timer(Core* core) noexcept nogil:
+    """Gives the services that want it their time, and sets the timer to the next."""
+    cdef uint64_t soonest = 0
+    cdef uint64_t delay
+    cdef int i
+    for i in range(SERVICES_MAX):
+        if core.services[i] != NULL and core.services[i].on_timer != NULL:
+            delay = core.services[i].on_timer(core.services[i].context, core.now_ns)
+            if soonest == 0 or delay < soonest:
+                soonest = delay
+    timer_set(&core.timers, &core.service_timer, core.now_ns + soonest if soonest else 0)
+
+
 cdef void timers_run(Core* core) noexcept nogil:
     cdef Timer* timer = timers_expire(&core.timers, core.now_ns)
     while timer != NULL:
@@ -374,6 +392,8 @@ cdef void timers_run(Core* core) noexcept nogil:
             connection_expired(<Connection*>timer)
         elif timer.kind == TIMER_ACCEPT:
             listeners_resume(core)
+        elif timer.kind == TIMER_SERVICE:
+            services_timer(core)
         else:
             terminate_all(core)
         timer = timers_expire(&core.timers, core.now_ns)

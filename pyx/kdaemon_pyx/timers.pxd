@@ -10,6 +10,7 @@ cdef enum:
     TIMER_CONNECTION = 0
     TIMER_ACCEPT = 1
     TIMER_DRAIN = 2
+    TIMER_SERVICE = 3
 
 
 # Owner: the object it is embedded in. Linked while `armed`.

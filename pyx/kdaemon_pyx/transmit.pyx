@@ -14,7 +14,7 @@ from kdaemon_pyx.core cimport (
     CLOSE_FILE, CLOSE_LIMIT, CLOSE_RECORD, CLOSE_RESET, CLOSE_RESOURCES, CONNECTION_CLOSING, ITEM_CONTROL, ITEM_RAW, ITEM_REKEY, OPERATION_SEND,
     OPERATION_CANCEL, OPERATION_SEND_CONTROL, RECORD_LAYER_KERNEL, RECORD_LAYER_USER, Connection, ControlMessage, Item, KeyMaterial)
 from kdaemon_pyx.file_range cimport file_range_drop, file_range_fill, file_range_window
-from kdaemon_pyx.ktls cimport KTLS_TX, ktls_control_prepare_send, ktls_set_keys
+from kdaemon_pyx.ktls cimport KTLS_TX, ktls_control_prepare_send, ktls_set_keys, ktls_transmit_sequence
 from kdaemon_pyx.libcrypto cimport OPENSSL_cleanse
 from kdaemon_pyx.lifecycle cimport (
     EVENT_KIND_KEY_LIMIT, EVENT_KIND_REKEYED, connection_handle, connection_mark, connection_terminate, connection_would_block, event_push, event_push_keys,
@@ -112,12 +112,16 @@ cdef void item_done(Connection* c) noexcept nogil:
 cdef void rekey_transmit(Connection* c) noexcept nogil:
     """Everything before is sealed (user layer) or sent (kernel layer): the next record is under the new key, from sequence number 0."""
     cdef KeyMaterial* material = <KeyMaterial*>c.items.data
+    cdef uint64_t sequence = 0
     cdef int result
     if c.record_layer == RECORD_LAYER_USER:
         result = record_keys_set(&c.transmit_keys, c.secrets.cipher_suite, material.tx_key, material.tx_iv, 0, True)
     else:
+        if ktls_transmit_sequence(c.fd, c.secrets.cipher_suite, &sequence) == 0:
+            c.kernel_tx_expected += (sequence - c.kernel_tx_sequence) * RECORD_OVERHEAD
         result = ktls_set_keys(c.fd, KTLS_TX, c.secrets.cipher_suite, material.tx_key, material.tx_iv, 0)
         c.kernel_tx_records = 0
+        c.kernel_tx_sequence = 0
     if result == 0:
         c.key_limit_told = 0
     event_push(c.core, EVENT_KIND_REKEYED, connection_handle(c), 1, -result, NULL, 0, False)
@@ -209,6 +213,7 @@ cdef bint send_control(Connection* c, uint8_t content_type, const uint8_t* data,
         connection_terminate(c, CLOSE_RESOURCES, ENOMEM)
         return False
     message = <ControlMessage*>c.control_send.data
+    c.kernel_tx_expected += length
     memcpy(message.data, data, length)
     ktls_control_prepare_send(message, content_type, length)
     c.kernel_tx_records += 1
@@ -384,6 +389,7 @@ cdef void transmit_send_done(Connection* c, int32_t result) noexcept nogil:
         connection_terminate(c, CLOSE_FILE if result == -EFAULT else CLOSE_RESET, -result)
         return
     c.sending_start += <uint32_t>result
+    c.kernel_tx_expected += <uint32_t>result      # means something in the kernel layer alone
     if c.window_behind and c.sending_start >= c.sending_length:
         c.sending_start -= c.sending_length
         c.sending_length = c.window.capacity

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from kdaemon_pyx import client_abi as abi
 from support.certificates import Issued
-from support.daemon import Daemon, serve, socket_count, status
+from support.daemon import Daemon, descriptor_count, serve, status
 from support.waiting import DEADLINE_S, eventually, read_line
 
 from libtls import Lane, errors
@@ -254,10 +254,10 @@ def test_death_of_the_daemon_and_its_return(issued: Issued, tmp_path: Path) -> N
 
 
 def test_many_clients(daemon: Daemon) -> None:
-    before = socket_count(daemon.pids)
+    before = descriptor_count(daemon.pids)
     lanes = [Lane.attach(socket_of(daemon), operations=16, arena_size=65536) for _ in range(40)]
     for lane in lanes:
         lane.run(abi.NOP)
     for lane in lanes:
         lane.close()
-    eventually(lambda: socket_count(daemon.pids) <= before, "all descriptors are given back")
+    eventually(lambda: descriptor_count(daemon.pids) <= before, "all descriptors are given back")

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from support.certificates import Issued
 from support.content import pattern
-from support.daemon import Daemon, serve, socket_count, status
+from support.daemon import Daemon, descriptor_count, serve, status
 from support.waiting import DEADLINE_S, eventually
 
 from libtls import Lane, TlsError, errors
@@ -40,7 +40,7 @@ def daemon(
         tls_open("localhost", daemon.port, cafile=daemon.ca, lane=lane).wait(DEADLINE_S).close()
         lane.close()
         eventually(lambda: is_idle(daemon), "the first client is gone")
-        daemon.sockets_at_start = socket_count(daemon.pids)
+        daemon.descriptors_at_start = descriptor_count(daemon.pids)
         yield daemon
 
 

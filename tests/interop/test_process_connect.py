@@ -22,6 +22,12 @@ from support.waiting import DEADLINE_S
 MIB = 1 << 20
 
 
+@pytest.fixture
+def daemon(kdaemon: Callable[..., Daemon]) -> Daemon:
+    """Two workers, for each test anew (conftest's is one for all of a module, for libtls)."""
+    return kdaemon("--workers", "2")
+
+
 @contextmanager
 def server(issued: Issued, handle: Callable[[ssl.SSLSocket], None], **options: object) -> Iterator[int]:
     """A TLS server for one connection, in Python's ssl; gives its port."""

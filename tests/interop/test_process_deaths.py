@@ -18,6 +18,12 @@ Serve = Callable[..., Daemon]
 
 
 @pytest.fixture
+def daemon(kdaemon: Callable[..., Daemon]) -> Daemon:
+    """Two workers, for each test anew (conftest's is one for all of a module, for libtls)."""
+    return kdaemon("--workers", "2")
+
+
+@pytest.fixture
 def connections(daemon: Daemon) -> Iterator[list[Connection]]:
     """Sixteen connections that have been used, on both workers."""
     with ExitStack() as stack:

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import socket
 import ssl
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
-from interop.process_support import Connection, facts, pid_of, stop_and_wait, workers
+from interop.process_support import Connection, facts, kill_and_wait, pid_of, restarted, stop_and_wait, workers
 from support.certificates import Issued
+from support.clients import MemoryClient
 from support.daemon import Daemon, control, serve
 from support.waiting import DEADLINE_S, eventually
 
 Serve = Callable[..., Daemon]
+
+
+@pytest.fixture
+def daemon(kdaemon: Callable[..., Daemon]) -> Daemon:
+    """Two workers, for each test anew (conftest's is one for all of a module, for libtls)."""
+    return kdaemon("--workers", "2")
 
 
 @contextmanager
@@ -27,7 +35,8 @@ def stopped(pid: int) -> Iterator[None]:
     try:
         yield
     finally:
-        os.kill(pid, signal.SIGCONT)
+        with suppress(ProcessLookupError):  # it was killed for it
+            os.kill(pid, signal.SIGCONT)
 
 
 def test_status_is_answered_while_a_worker_stands_still(daemon: Daemon) -> None:
@@ -59,6 +68,58 @@ def test_a_keymgr_that_stands_still_costs_handshakes_at_the_signing_deadline(
             assert facts(daemon)["workers"][0]["handshake_failures"] == {"InternalError": 1}
         with Connection(daemon) as connection:
             assert connection.works()
+
+
+def test_a_keymgr_that_hangs_is_replaced_and_what_it_owed_is_signed(site: Path, issued: Issued, tmp_path: Path) -> None:
+    file = tmp_path / "kdaemon.toml"
+    file.write_text("[deadlines]\nsigning_ms = 60000\nhandshake_ms = 60000\n")
+    with serve(site, "--config", str(file), "--workers", "1", issued=issued) as daemon:
+        keymgr = pid_of(daemon, "keymgr")
+        stop_and_wait(keymgr)  # for ever
+        with Connection(daemon) as connection:
+            assert connection.works(), "the handshake waited for the next keymgr"
+        assert pid_of(daemon, "keymgr") != keymgr
+        assert b"does not answer and is killed" in daemon.stderr
+        assert not Path(f"/proc/{keymgr}").exists()
+
+
+def test_a_zygote_that_hangs_is_replaced_and_its_successor_forks(daemon: Daemon) -> None:
+    zygote = pid_of(daemon, "zygote")
+    stop_and_wait(zygote)
+    restarted(daemon, "zygote", zygote)
+    worker = pid_of(daemon, "worker")
+    kill_and_wait(worker)
+    restarted(daemon, "worker", worker)
+
+
+def test_connections_queued_when_the_drain_begins_are_served(site: Path, issued: Issued) -> None:
+    """A worker that was busy has not accepted them yet: neither drain nor the closing of the listener loses them."""
+    with serve(site, "--workers", "1", issued=issued, ends_by_itself=True) as daemon, ExitStack() as stack:
+        worker = pid_of(daemon, "worker")
+        stop_and_wait(worker)
+        clients = [stack.enter_context(MemoryClient(daemon.address, daemon.ca)) for _ in range(20)]
+        for client in clients:
+            with suppress(ssl.SSLWantReadError):
+                client.tls.do_handshake()
+            client.send()
+        daemon.signal()
+        eventually(lambda: b"draining" in daemon.stderr, "the drain has begun")
+        late = socket.socket()
+        stack.callback(late.close)
+        late.setblocking(False)
+        assert late.connect_ex(daemon.address) == errno.EINPROGRESS, "no new connection is let in"
+        os.kill(worker, signal.SIGCONT)
+        for client in clients:
+            client.handshake()
+            client.request()
+            client.send()
+        assert [client.response().status for client in clients] == [200] * len(clients)
+        assert daemon.wait() == 0
+        daemon.assert_nothing_left()
+        late.setblocking(True)
+        late.settimeout(DEADLINE_S)
+        with pytest.raises(ConnectionRefusedError):
+            late.connect(daemon.address)
 
 
 def test_a_worker_that_stands_still_does_not_keep_the_daemon_from_its_end(site: Path, issued: Issued) -> None:

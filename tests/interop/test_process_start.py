@@ -22,6 +22,12 @@ from libtls import Lane
 Serve = Callable[..., Daemon]
 
 
+@pytest.fixture
+def daemon(kdaemon: Callable[..., Daemon]) -> Daemon:
+    """Two workers, for each test anew (conftest's is one for all of a module, for libtls)."""
+    return kdaemon("--workers", "2")
+
+
 def refused(folder: Path, arguments: Sequence[str], prefix: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
     """`kdaemon serve` with arguments it must refuse."""
     return subprocess.run(

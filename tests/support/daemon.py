@@ -64,14 +64,18 @@ def processes_with_mark(mark: str) -> list[int]:
     return found
 
 
-def socket_count(pids: Sequence[int]) -> int:
-    """Sockets held open by the processes, each counted in each process that holds it."""
+def descriptor_count(pids: Sequence[int]) -> int:
+    """Descriptors held open by the processes, each counted in each process that holds it, without files on disk.
+
+    The daemon remembers a bounded number of those for a minute (tests/interop/test_files_unused.py).
+    """
     count = 0
     for pid in pids:
         try:
             for descriptor in Path(f"/proc/{pid}/fd").iterdir():
                 try:
-                    count += str(descriptor.readlink()).startswith("socket:")
+                    link = str(descriptor.readlink())
+                    count += not link.startswith("/") or link.startswith(("/dev/", "/memfd:"))
                 except OSError:
                     continue
         except OSError:
@@ -100,7 +104,7 @@ class Daemon:
     mark: str
     stderr_path: Path
     ready: list[Ready] = field(default_factory=list)
-    sockets_at_start: int = 0
+    descriptors_at_start: int = 0
 
     @property
     def url(self) -> str:
@@ -138,10 +142,10 @@ class Daemon:
         return socket.create_connection(self.address, timeout_s)
 
     def wait_idle(self) -> None:
-        """Until no process holds more sockets than when the daemon became ready: every connection has been closed."""
+        """Until no process holds more descriptors than when the daemon became ready: everything was given back."""
         eventually(
-            lambda: socket_count(self.pids) <= self.sockets_at_start,
-            f"sockets of closed connections are given back (at start: {self.sockets_at_start})",
+            lambda: descriptor_count(self.pids) <= self.descriptors_at_start,
+            f"what closed connections held is given back (at start: {self.descriptors_at_start})",
         )
 
     def signal(self, number: int = signal.SIGTERM) -> None:
@@ -181,6 +185,18 @@ class Daemon:
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait()
+
+
+def settled_descriptor_count(daemon: Daemon) -> int:
+    """Once it stays the same: processes that are ready may still be opening, or closing, their last descriptor."""
+    counts: list[int] = []
+
+    def stays() -> bool:
+        counts.append(descriptor_count(daemon.pids))
+        return len(counts) >= 10 and len(set(counts[-10:])) == 1
+
+    eventually(stays, "the number of descriptors stays the same")
+    return counts[-1]
 
 
 def environment(mark: str, state: Path) -> dict[str, str]:
@@ -242,7 +258,7 @@ def serve(
                     raise AssertionError(f"the daemon ended with {daemon.wait()} before it was ready")
                 if line.startswith(b"ready "):
                     daemon.ready.append(Ready.parse(line))
-            daemon.sockets_at_start = socket_count(daemon.pids)
+            daemon.descriptors_at_start = settled_descriptor_count(daemon)
             yield daemon
             if not ends_by_itself:
                 daemon.wait_idle()

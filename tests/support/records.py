@@ -20,7 +20,7 @@ KEY_LENGTH = {0x1301: 16, 0x1302: 32, 0x1303: 32}
 
 HELLO = b"\x16\x03\x01\x00\x05hello"  # the engine takes any record for a handshake's
 LAYERS = [pytest.param("off", id="user"), pytest.param("require", id="kernel", marks=pytest.mark.guest)]
-BACKENDS = {"off": ("user", "kernel TLS is switched off"), "require": ("kernel", "kernel TLS")}
+BACKENDS = {"off": ("user", "switched-off"), "require": ("kernel", "available")}
 RELEASE = tuple(int(part) for part in os.uname().release.split("-")[0].split("+")[0].split(".")[:2])
 REKEY = RELEASE >= (6, 14)
 CLOSE_NOTIFY = (21, b"\x01\x00")

@@ -158,7 +158,7 @@ def installed_small(layer: str) -> tuple[RunningEngine, socket.socket, int]:
 @pytest.mark.guest
 def test_auto_gives_the_connection_to_the_user_layer_and_says_why() -> None:
     running, sock, conn = installed_small("auto")
-    assert running.event(e.EVENT_INSTALLED, conn)[2:] == ("user", "kernel TLS cannot keep the peer's record_size_limit")
+    assert running.event(e.EVENT_INSTALLED, conn)[2:] == ("user", "record-size")
     peer = RecordPeer(sock)
     peer.send(DATA[:5000])
     assert len(peer.receive_record()[1]) == 999

@@ -335,9 +335,8 @@ def test_files_nobody_asks_for_are_let_go(site: Folder) -> None:
     connection.advance(59 * SECOND_MS)
     connection.exchange(b"GET /0 HTTP/1.1\r\nHost: a\r\n\r\n")
     assert site.context.counters()["file_entries"] == 5
-    connection.advance(2 * SECOND_MS)
-    connection.exchange(b"GET /a.txt HTTP/1.1\r\nHost: a\r\n\r\n")
-    assert site.context.counters()["file_entries"] == 2
+    connection.advance(2 * SECOND_MS)  # no request: the engine's timer alone
+    assert site.context.counters()["file_entries"] == 1
 
 
 def test_out_of_descriptors_is_503_and_passes(site: Folder) -> None:

@@ -1,4 +1,4 @@
-"""Limits per peer address: connections at once, requests per second."""
+"""Requests per second of one peer address. Limits of connections act at accept: interop/test_address_limits.py."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from kdaemon_pyx.http_config import Limits
 from support.http import Folder, read_responses
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
-CLOSE_SERVICE = 1
 
 
 @pytest.fixture
@@ -20,20 +19,6 @@ def root(tmp_path: Path) -> Path:
 
 def statuses(sent: bytes) -> list[int]:
     return [response.status for response in read_responses(sent)]
-
-
-def test_connections(root: Path) -> None:
-    site = Folder(root, Limits(connections_per_address_max=2))
-    first, second, third = site.connection(), site.connection(), site.connection()
-    assert statuses(first.exchange(GET)) == statuses(second.exchange(GET)) == [200]
-    refused = read_responses(third.exchange(GET + GET))
-    assert [response.status for response in refused] == [503]
-    assert refused[0].headers["connection"] == "close"
-    assert third.finished == CLOSE_SERVICE
-    del first, third
-    assert statuses(site.connection().exchange(GET)) == [200]
-    assert site.context.counters()["addresses"] == 1
-    site.close()
 
 
 def test_requests_per_second(root: Path) -> None:
