@@ -197,3 +197,12 @@ def test_secrets_are_logged_only_when_asked(site: Path, issued: Issued, tmp_path
         secret = line.split()[-1]
         assert secret.encode() not in logs
         assert repr(bytes.fromhex(secret))[2:-1].encode() not in logs
+
+
+@pytest.mark.parametrize("silent", range(1, 9))
+def test_silent_connections_do_not_delay_the_end(kdaemon: Serve, silent: int) -> None:
+    """However the events of their end, and that of the drain, fall into the batches that a worker takes."""
+    daemon = kdaemon("--workers", "1")
+    for _ in range(silent):
+        daemon.connect().close()
+    daemon.stop()
