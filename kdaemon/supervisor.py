@@ -336,13 +336,17 @@ class Supervisor:
                     slot.status_answer.set_result(None)
             case "unlistened":
                 slot.unlistened = True
-                if all(each.unlistened or each.child is None for each in self._slots):
-                    for listener in self._listeners + self._redirects:
-                        listener.close()  # from here on the port answers with a reset
+                self._close_listeners()
             case "drained":
                 slot.drained = True
                 self._cut += message["cut"]
         self._changed.set()
+
+    def _close_listeners(self) -> None:
+        """In a drain, when no worker listens any more: from here on the port answers with a reset."""
+        if all(each.unlistened or each.child is None for each in self._slots):
+            for listener in self._listeners + self._redirects:
+                listener.close()
 
     def _worker_exited(self, slot: WorkerSlot, child: Child, status: int) -> None:
         slot.child = None
@@ -350,6 +354,7 @@ class Supervisor:
         if slot.status_answer is not None and not slot.status_answer.done():
             slot.status_answer.cancel()
         if self._stopping:
+            self._close_listeners()  # one with nothing to finish may be gone before it has said that it listens no more
             if not slot.drained:
                 self._log.error("worker died while draining", pid=child.pid, how=describe_status(status))
                 self._cut += 1
