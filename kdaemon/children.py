@@ -6,6 +6,7 @@ import signal
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Any
 
 from kdaemon.channel import Channel, Message
@@ -118,6 +119,35 @@ class Child:
         self._pidfd = -1
         self.channel.close()
         self._on_exit(self, status)
+
+
+@dataclass(slots=True, eq=False)
+class WorkerSlot:
+    """The place of one worker: its CPU and sockets stay, the process in it may change."""
+
+    index: int
+    cpu: int
+    back_off: BackOff = field(default_factory=BackOff)
+    child: Child | None = None
+    channel: Channel | None = None  # the end for the next process, while the zygote forks it
+    ready: bool = False
+    drained: bool = False
+    unlistened: bool = False
+    status: Message = field(default_factory=dict)
+    status_answer: asyncio.Future[None] | None = None
+
+    def facts(self) -> dict[str, Any]:
+        """For `ctl status`: what the worker answered, if it did."""
+        answered = self.status_answer is not None and self.status_answer.done() and not self.status_answer.cancelled()
+        counters = {name: value for name, value in self.status.items() if name != "clients"} if answered else {}
+        return {
+            "index": self.index,
+            "pid": self.child and self.child.pid,
+            "cpu": self.cpu,
+            "restarts": self.back_off.restarts,
+            "responding": answered,
+            **counters,
+        }
 
 
 def describe_status(status: int) -> str:

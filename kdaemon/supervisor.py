@@ -14,15 +14,14 @@ import socket
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import replace
 
 from kdaemon_pyx.client_abi import HELLO_SIZE, lane_of_hello
 
 from kdaemon import __version__, process
 from kdaemon.access_log import open_log
 from kdaemon.channel import Channel, Message
-from kdaemon.children import BackOff, Child, describe_status
+from kdaemon.children import BackOff, Child, WorkerSlot, describe_status
 from kdaemon.config import NEEDS_RESTART, Config, to_mapping
 from kdaemon.control import ControlError, ControlServer
 from kdaemon.ktls import REASON_SWITCHED_OFF, KtlsSupport
@@ -44,22 +43,6 @@ class StartError(Exception):
     def __init__(self, reason: str, status: int = EXIT_FAILURE) -> None:
         super().__init__(reason)
         self.status = status
-
-
-@dataclass(slots=True, eq=False)
-class WorkerSlot:
-    """The place of one worker: its CPU and sockets stay, the process in it may change."""
-
-    index: int
-    cpu: int
-    back_off: BackOff = field(default_factory=BackOff)
-    child: Child | None = None
-    channel: Channel | None = None  # the end for the next process, while the zygote forks it
-    ready: bool = False
-    drained: bool = False
-    unlistened: bool = False
-    status: Message = field(default_factory=dict)
-    status_answer: asyncio.Future[None] | None = None
 
 
 class Supervisor:
@@ -487,19 +470,6 @@ class Supervisor:
             "keymgr": {"pid": self._keymgr and self._keymgr.pid, "restarts": self._keymgr_back_off.restarts},
             "zygote": {"pid": self._zygote and self._zygote.pid, "restarts": self._zygote_back_off.restarts},
             "certificates": [{key: entry[key] for key in ("names", "sha256")} for entry in self._credentials],
-            "workers": [self._worker_status(slot) for slot in self._slots],
+            "workers": [slot.facts() for slot in self._slots],
             "clients": [client for slot in self._slots for client in slot.status.get("clients", [])],
-        }
-
-    @staticmethod
-    def _worker_status(slot: WorkerSlot) -> dict[str, Any]:
-        answered = slot.status_answer is not None and slot.status_answer.done() and not slot.status_answer.cancelled()
-        counters = {name: value for name, value in slot.status.items() if name != "clients"} if answered else {}
-        return {
-            "index": slot.index,
-            "pid": slot.child and slot.child.pid,
-            "cpu": slot.cpu,
-            "restarts": slot.back_off.restarts,
-            "responding": answered,
-            **counters,
         }
