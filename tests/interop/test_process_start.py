@@ -148,7 +148,7 @@ def test_status_has_what_the_contract_says(daemon: Daemon) -> None:
             worker
         )
         assert set(worker["handshakes"]) == {"full", "resumed", "failed"}
-        assert set(worker["record_layer"]) == {"kernel", "user"}
+        assert {"kernel", "user"} <= set(worker["record_layer"])
     total = {key: sum(worker[key] for worker in status["workers"]) for key in ("connections", "accepted", "bytes_out")}
     assert total["connections"] == total["accepted"] == 1
     assert total["bytes_out"] >= 1024
