@@ -187,13 +187,23 @@ class Daemon:
         self.process.wait()
 
 
+def _has_its_uring(pid: int) -> bool:
+    """A worker is ready before its engine thread has run, which on a busy machine may be much later."""
+    try:
+        if not Path(f"/proc/{pid}/comm").read_text().startswith("kdaemon-wrk"):
+            return True
+        return any("[io_uring]" in str(entry.readlink()) for entry in Path(f"/proc/{pid}/fd").iterdir())
+    except OSError:
+        return False
+
+
 def settled_descriptor_count(daemon: Daemon) -> int:
     """Once it stays the same: processes that are ready may still be opening, or closing, their last descriptor."""
     counts: list[int] = []
 
     def stays() -> bool:
         counts.append(descriptor_count(daemon.pids))
-        return len(counts) >= 10 and len(set(counts[-10:])) == 1
+        return len(counts) >= 10 and len(set(counts[-10:])) == 1 and all(map(_has_its_uring, daemon.pids))
 
     eventually(stays, "the number of descriptors stays the same")
     return counts[-1]
