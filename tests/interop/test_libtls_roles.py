@@ -224,7 +224,7 @@ def test_end_of_data_comes_after_data_that_nobody_asked_for_yet(daemon: Daemon, 
 
 def test_truncation_is_not_an_end(daemon: Daemon, listener: Listener) -> None:
     if os.environ.get("KDAEMON_GUEST"):
-        pytest.xfail("known defect: with the kernel's record layer the READ behind a FIN without close_notify may wait for ever")
+        pytest.xfail("known defect (CHANGELOG): a READ behind a FIN without close_notify may wait for ever")
     peer, connection = pair(daemon, listener)
     peer.sendall(b"half a")
     socket.socket(fileno=peer.detach()).close()
