@@ -65,7 +65,7 @@ class Sample:
     """What the daemon holds at one moment."""
 
     memory_bytes: int  # control group: anonymous, shared and kernel memory
-    pss_bytes: int  # proportional set size of all processes
+    pss_bytes: int  # proportional set size of all processes, without files: that depends on who else has them mapped
     descriptors: int  # without the next
     files: int  # descriptors of the site's files, which the daemon remembers
     mappings: int
@@ -103,7 +103,7 @@ class Server:
         for pid in pids:
             process = Path(f"/proc/{pid}")
             for line in (process / "smaps_rollup").read_text().splitlines():
-                if line.startswith("Pss:"):
+                if line.startswith(("Pss_Anon:", "Pss_Shmem:")):
                     pss += int(line.split()[1]) * 1024
             for descriptor in (process / "fd").iterdir():
                 if str(descriptor.readlink()).startswith(f"{self.site}/"):
@@ -134,9 +134,17 @@ class Server:
     def connections(self) -> int:
         return sum(worker.get("connections", 0) for worker in self.status()["workers"])
 
+    def resident_buffers(self) -> int:
+        return sum(worker["engine"]["buffers_resident"] for worker in self.status()["workers"])
+
     def wait_until_idle(self) -> None:
         """Until no worker has a connection."""
         wait_for(lambda: self.connections() == 0, "the daemon has closed every connection")
+
+    def wait_until_at_rest(self) -> None:
+        """Idle, and until the pages of the buffers that a peak needed have been given back."""
+        self.wait_until_idle()
+        wait_for(lambda: self.resident_buffers() == 0, "idle workers have given back the pages of their buffers")
 
 
 def wait_for(question: Any, what: str, deadline_s: float = DEADLINE_S) -> None:

@@ -344,6 +344,8 @@ cdef struct Core:
     Timer accept_timer
     Timer drain_timer
     Timer service_timer            # of all services together
+    Timer pool_timer
+    uint64_t pool_rest_ns          # between two looks at which buffers nobody wants
     uint64_t now_ns                # CLOCK_MONOTONIC at the start of this turn
     uint8_t* connections           # connections_max slots of CONNECTION_STRIDE bytes, mapped, untouched until used
     uint32_t connections_max

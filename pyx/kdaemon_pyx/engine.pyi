@@ -45,6 +45,7 @@ class Engine:
         deadlines_ms: Mapping[str, int] | None = None,  # handshake, header, body, send, idle, close: what is not named keeps its default
         file_service: FileService | None = None,        # service 0
         services: Mapping[int, ServiceObject] | None = None,  # others by index (the `service` of install())
+        buffers_rest_ms: int = 5_000,      # buffers that nobody wanted that long give their pages back to the kernel
     ) -> None: ...
     def run(self) -> None:
         """Runs the loop without the GIL until stop(). Raises OSError if the uring cannot be made."""

@@ -139,7 +139,7 @@ cdef class Engine:
 
     def __init__(self, *, int cpu=-1, int connections_max=65536, str record_layer="auto",
                  ktls_suites=frozenset((0x1301, 0x1302, 0x1303)), bint ktls_rekey=False, bint ktls_record_size=False, deadlines_ms=None,
-                 file_service=None, services=None):
+                 file_service=None, services=None, int buffers_rest_ms=5_000):
         cdef Core* core = self.core
         cdef int i
         if core.command_fd >= 0:
@@ -154,6 +154,7 @@ cdef class Engine:
         core.ktls_rekey = ktls_rekey
         core.ktls_record_size = ktls_record_size
         core.input_bytes_max = 65536
+        core.pool_rest_ns = <uint64_t>buffers_rest_ms * 1_000_000
         self._set_deadlines({**DEADLINES_MS, **(deadlines_ms or {})})
         for i in range(LISTENERS_MAX):
             core.listeners[i].fd = -1
@@ -441,6 +442,7 @@ cdef class Engine:
             "signals": load_relaxed_u64(&core.counters.signals),
             "uring_enters": load_relaxed_u64(&core.uring.enters),
             "buffers_in_use": load_relaxed_u64(&core.pool.in_use),
+            "buffers_resident": load_relaxed_u64(&core.pool.resident),
         }
         for i in range(<int>CLOSE_REASON_COUNT):
             result[f"closed_{CLOSE_REASONS[i]}"] = load_relaxed_u64(&core.counters.closed[i])

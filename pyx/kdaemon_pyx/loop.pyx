@@ -12,6 +12,7 @@ from kdaemon_pyx cimport liburing as lu
 from kdaemon_pyx.accept cimport (
     connection_adopt, has_spoken, listener_accepted, listener_add, listener_remove, listeners_armed, listeners_resume, listeners_stop)
 from kdaemon_pyx.atomics cimport exchange_u32, fence_seq_cst, store_relaxed_u32, store_release_u32
+from kdaemon_pyx.buffers cimport pool_rest
 from kdaemon_pyx.changeover cimport changeover_handshake, changeover_plain
 from kdaemon_pyx.connection cimport connection_advance, connection_expired
 from kdaemon_pyx.core cimport (
@@ -35,7 +36,7 @@ from kdaemon_pyx.receive cimport (
 from kdaemon_pyx.record cimport CONTENT_ALERT, record_keys_set
 from kdaemon_pyx.spsc cimport Message, message_free, queue_empty, queue_pop
 from kdaemon_pyx.timers cimport (
-    TIMER_ACCEPT, TIMER_CONNECTION, TIMER_DRAIN, TIMER_SERVICE, Timer, timer_set, timers_expire, timers_next_ns, timers_setup)
+    TIMER_ACCEPT, TIMER_CONNECTION, TIMER_DRAIN, TIMER_POOL, TIMER_SERVICE, Timer, timer_set, timers_expire, timers_next_ns, timers_setup)
 from kdaemon_pyx.transmit cimport (
     transmit_control_done, transmit_discard, transmit_item, transmit_send_done)
 from kdaemon_pyx.uring cimport (
@@ -61,6 +62,7 @@ cdef enum:
     # Per turn at most: so that commands and timers wait for no more than a few hundred completions.
     COMPLETIONS_PER_TURN = 512
     COMMANDS_PER_TURN = 512
+    POOL_REST_MORE_NS = 20_000_000
 
 
 cdef void clock_read(Core* core) noexcept nogil:
@@ -90,7 +92,9 @@ cdef int loop_setup(Core* core) noexcept nogil:
     core.accept_timer.kind = TIMER_ACCEPT
     core.drain_timer.kind = TIMER_DRAIN
     core.service_timer.kind = TIMER_SERVICE
+    core.pool_timer.kind = TIMER_POOL
     services_timer(core)
+    pool_timer(core)
     core.memory_file.fd = -1
     core.memory_file.references = 1
     core.memory_file.size = <uint64_t>1 << 62
@@ -385,6 +389,10 @@ cdef void services_timer(Core* core) noexcept nogil:
     timer_set(&core.timers, &core.service_timer, core.now_ns + soonest if soonest else 0)
 
 
+cdef void pool_timer(Core* core) noexcept nogil:
+    timer_set(&core.timers, &core.pool_timer, core.now_ns + (<uint64_t>POOL_REST_MORE_NS if pool_rest(&core.pool) else core.pool_rest_ns))
+
+
 cdef void timers_run(Core* core) noexcept nogil:
     cdef Timer* timer = timers_expire(&core.timers, core.now_ns)
     while timer != NULL:
@@ -394,6 +402,8 @@ cdef void timers_run(Core* core) noexcept nogil:
             listeners_resume(core)
         elif timer.kind == TIMER_SERVICE:
             services_timer(core)
+        elif timer.kind == TIMER_POOL:
+            pool_timer(core)
         else:
             terminate_all(core)
         timer = timers_expire(&core.timers, core.now_ns)

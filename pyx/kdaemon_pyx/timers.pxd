@@ -11,6 +11,7 @@ cdef enum:
     TIMER_ACCEPT = 1
     TIMER_DRAIN = 2
     TIMER_SERVICE = 3
+    TIMER_POOL = 4
 
 
 # Owner: the object it is embedded in. Linked while `armed`.
