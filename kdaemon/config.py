@@ -14,7 +14,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from kdaemon.site_settings import AccessLog, Http, MediaType, Site, http_limits, media_types, site_rules
+from kdaemon.site_settings import (
+    AccessLog,
+    Http,
+    MediaType,
+    SettingError,
+    Site,
+    bounded,
+    check_names,
+    http_limits,
+    media_types,
+    site_rules,
+)
 
 RecordLayerPolicy = Literal["auto", "require", "off"]
 
@@ -29,10 +40,6 @@ class ConfigError(Exception):
     """A configuration that cannot be used; the message is one line: where, which key, what is wrong."""
 
 
-def _integer(default: int, minimum: int, maximum: int) -> int:
-    return field(default=default, metadata={"minimum": minimum, "maximum": maximum})
-
-
 def _path(default: str = "") -> str:
     return field(default=default, metadata={"path": True})
 
@@ -45,7 +52,7 @@ class Listener:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RedirectListener:
     address: str  # plain HTTP there is redirected to HTTPS
-    port: int = _integer(443, 1, 65535)  # where HTTPS is, as clients see it
+    port: int = bounded(443, 1, 65535)  # where HTTPS is, as clients see it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,26 +66,26 @@ class Certificate:
 class Deadlines:
     """Every wait has one of these; milliseconds."""
 
-    handshake_ms: int = _integer(10_000, 100, 600_000)
-    header_ms: int = _integer(60_000, 100, 3_600_000)
-    body_ms: int = _integer(60_000, 100, 3_600_000)
-    send_ms: int = _integer(60_000, 100, 3_600_000)
-    idle_ms: int = _integer(75_000, 100, 86_400_000)
-    close_ms: int = _integer(5_000, 10, 600_000)
-    signing_ms: int = _integer(5_000, 100, 600_000)
-    drain_ms: int = _integer(60_000, 0, 86_400_000)
+    handshake_ms: int = bounded(10_000, 100, 600_000)
+    header_ms: int = bounded(60_000, 100, 3_600_000)
+    body_ms: int = bounded(60_000, 100, 3_600_000)
+    send_ms: int = bounded(60_000, 100, 3_600_000)
+    idle_ms: int = bounded(75_000, 100, 86_400_000)
+    close_ms: int = bounded(5_000, 10, 600_000)
+    signing_ms: int = bounded(5_000, 100, 600_000)
+    drain_ms: int = bounded(60_000, 0, 86_400_000)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    connections_max: int = _integer(65_536, 1, 1_048_576)  # per worker
+    connections_max: int = bounded(65_536, 1, 1_048_576)  # per worker
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tickets:
-    count: int = _integer(1, 0, 8)  # per full handshake; 0: no resumption
-    lifetime_s: int = _integer(7_200, 60, 604_800)
-    rotation_s: int = _integer(3_600, 60, 604_800)
+    count: int = bounded(1, 0, 8)  # per full handshake; 0: no resumption
+    lifetime_s: int = bounded(7_200, 60, 604_800)
+    rotation_s: int = bounded(3_600, 60, 604_800)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,10 +95,10 @@ class Clients:
     roles: tuple[Literal["client", "server"], ...] = ("client", "server")  # none: nobody can attach
     users: tuple[str, ...] = ()  # names or numbers, besides root and the daemon's own user
     groups: tuple[str, ...] = ()
-    clients_max: int = _integer(64, 1, 4096)  # per worker
-    connections_max: int = _integer(4096, 1, 1_048_576)  # of one client, listeners included
-    operations_max: int = _integer(4096, 1, 65_536)  # in flight, of one client
-    arena_mib_max: int = _integer(64, 1, 2048)
+    clients_max: int = bounded(64, 1, 4096)  # per worker
+    connections_max: int = bounded(4096, 1, 1_048_576)  # of one client, listeners included
+    operations_max: int = bounded(4096, 1, 65_536)  # in flight, of one client
+    arena_mib_max: int = bounded(64, 1, 2048)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,7 +121,7 @@ class Config:
     redirect_listen: tuple[RedirectListener, ...] = ()
     site: tuple[Site, ...] = ()
     certificate: tuple[Certificate, ...] = ()
-    workers: int = _integer(0, 0, 1024)  # 0: one per CPU this process may use
+    workers: int = bounded(0, 0, 1024)  # 0: one per CPU this process may use
     ktls: RecordLayerPolicy = "auto"
     keylog: str = _path()  # traffic secrets in the NSS key log format; for debugging only
     socket: str = _path()  # control and libtls socket; empty: see default_socket_path()
@@ -180,15 +187,20 @@ def check(config: Config) -> None:
             raise _KeyProblem(("site", index, "root"), f"{site.root!r} is not a folder")
         try:
             site_rules(site, -1)
-        except ValueError as error:
-            raise _KeyProblem(("site", index), str(error)) from None
+        except SettingError as error:
+            raise _KeyProblem(("site", index, *error.keys), str(error)) from None
+    try:
+        check_names(config.site)
+    except SettingError as error:
+        raise _KeyProblem(("site", *error.keys), str(error)) from None
+    try:
+        media_types(config.http, config.media_type)
+    except SettingError as error:
+        raise _KeyProblem(error.keys, str(error)) from None
     try:
         http_limits(config.http)
-        media_types(config.http, config.media_type)
     except ValueError as error:
         raise _KeyProblem(("http",), str(error)) from None
-    if len([site for site in config.site if not site.names]) > 1:
-        raise _KeyProblem(("site", len(config.site) - 1), "only one site may leave out names")
     for index, certificate in enumerate(config.certificate):
         for name in ("chain", "key", "ocsp"):
             value = getattr(certificate, name)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from kdaemon_pyx.engine import Engine
+from kdaemon_pyx.http_config import SITE_BY_HOST
 
 from kdaemon.config import Config, RecordLayerPolicy
 from kdaemon.key_protocol import TicketKey
@@ -38,12 +39,16 @@ class ConnectionPolicy:
     """Decides where an established connection goes. Immutable; a reload makes another."""
 
     def __init__(self, sites: Sequence[Site], first: int = 0) -> None:
-        self._site_by_name = {name.lower(): first + index for index, site in enumerate(sites) for name in site.names}
+        self._site_by_name = {
+            name.lower().rstrip("."): first + index for index, site in enumerate(sites) for name in site.names
+        }
         self._site_default = first + next((index for index, site in enumerate(sites) if not site.names), 0)
 
     def site(self, server_name: str | None) -> int:
-        """Number that the file service knows the site by that answers to `server_name`: exact, then `*.`."""
-        name = (server_name or "").lower()
+        """The file service's number of the site for `server_name`: exact, then `*.`; without a name, as Host says."""
+        if not server_name:
+            return self._site_default | SITE_BY_HOST
+        name = server_name.lower()
         for candidate in (name, "*." + name.partition(".")[2]):
             if (index := self._site_by_name.get(candidate)) is not None:
                 return index

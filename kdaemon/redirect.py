@@ -8,6 +8,7 @@ import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from email.utils import formatdate
 
 from kdaemon_pyx.http_request import parse
 
@@ -38,12 +39,14 @@ def redirect_response(head: bytes, port: int, local_host: str) -> bytes | None:
     status, location = request["status"], ""
     if not status:
         status = 301 if request["method"] in ("GET", "HEAD") else 308
-        host = (request["host"] or b"").decode("latin-1") or local_host
+        literal = f"[{local_host}]" if ":" in local_host else local_host
+        host = (request["host"] or b"").decode("latin-1") or literal
         target = (request["target"] or b"/").decode("latin-1") + (request["query"] or b"").decode("latin-1")
         path = target if target.startswith(("/", "?")) else "/"
         location = f"Location: https://{host}{'' if port == 443 else f':{port}'}{path}\r\n"
     line = f"HTTP/1.1 {status} {http.HTTPStatus(status).phrase}\r\n"
-    return (line + location + "Content-Length: 0\r\nConnection: close\r\n\r\n").encode("latin-1")
+    date = f"Server: kdaemon\r\nDate: {formatdate(usegmt=True)}\r\n"
+    return (line + date + location + "Content-Length: 0\r\nConnection: close\r\n\r\n").encode("latin-1")
 
 
 class RedirectServer:

@@ -4,12 +4,34 @@ Values only; `kdaemon.config` builds and checks them; the functions turn them in
 """
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
-from typing import Literal
+from typing import Any, Literal
 
 from kdaemon_pyx import http_config
 from kdaemon_pyx.mime import MimeTable
+
+
+class SettingError(ValueError):
+    """A value that cannot be; `keys` lead to it from where the caller began."""
+
+    def __init__(self, keys: tuple[str | int, ...], message: str) -> None:
+        super().__init__(message)
+        self.keys = keys
+
+
+@contextmanager
+def _at(*keys: str | int) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        raise SettingError(keys, str(error)) from None
+
+
+def bounded(default: int, minimum: int, maximum: int) -> int:
+    """A dataclass field: an integer from `minimum` to `maximum`."""
+    return field(default=default, metadata={"minimum": minimum, "maximum": maximum})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,20 +72,20 @@ class Site:
 class Http:
     """Limits of requests; what they mean is told in kdaemon_pyx.http_config.Limits, whose defaults these are."""
 
-    request_line_bytes_max: int = 8192
-    header_line_bytes_max: int = 8192
-    head_bytes_max: int = 32768
-    header_count_max: int = 100
-    body_bytes_max: int = 1 << 20
-    requests_per_connection_max: int = 1000
-    connections_per_address_max: int = 0
-    connections_per_second_per_address: int = 0
-    requests_per_second_per_address: int = 0
-    ranges_max: int = 16
-    entries_max: int = 1024
-    entry_unused_ms: int = 60_000
-    content_bytes_max: int = 32 << 20
-    content_file_bytes_max: int = 65536
+    request_line_bytes_max: int = bounded(8192, 16, 60_000)
+    header_line_bytes_max: int = bounded(8192, 16, 60_000)
+    head_bytes_max: int = bounded(32768, 16, 60_000)
+    header_count_max: int = bounded(100, 1, 10_000)
+    body_bytes_max: int = bounded(1 << 20, 0, 1 << 39)
+    requests_per_connection_max: int = bounded(1000, 1, 1 << 30)
+    connections_per_address_max: int = bounded(0, 0, 1_000_000)
+    connections_per_second_per_address: int = bounded(0, 0, 1_000_000)
+    requests_per_second_per_address: int = bounded(0, 0, 1_000_000)
+    ranges_max: int = bounded(16, 0, 64)
+    entries_max: int = bounded(1024, 8, 1 << 20)
+    entry_unused_ms: int = bounded(60_000, 0, 86_400_000)
+    content_bytes_max: int = bounded(32 << 20, 0, 1 << 39)
+    content_file_bytes_max: int = bounded(65536, 0, 1 << 30)
     default_type: str = "application/octet-stream"
     charset: str = ""  # of text types; empty: none is named
 
@@ -81,19 +103,50 @@ class AccessLog:
 
 
 def site_rules(site: Site, root_fd: int) -> http_config.Site:
-    """What the file service knows of `site`. Raises ValueError for rules that cannot be."""
+    """What the file service knows of `site`. Raises SettingError for rules that cannot be."""
+    headers, redirects, pages = [], [], {}
+    for index, header in enumerate(site.header):
+        with _at("header", index):
+            headers.append(http_config.HeaderRule(header.path, ((header.name, header.value),)))
+    for index, redirect in enumerate(site.redirect):
+        with _at("redirect", index):
+            redirects.append(http_config.RedirectRule(redirect.path, redirect.to, redirect.status))
+    for index, page in enumerate(site.error_page):
+        with _at("error_page", index):
+            if page.status in pages:
+                raise ValueError(f"status {page.status} has a page already")
+            pages[page.status] = page.path
+            http_config.Site(root_fd, error_pages=pages)
+    rules: dict[str, Any] = {
+        "names": site.names,
+        "index": site.index,
+        "fallback": site.fallback or None,
+        "headers": tuple(headers),
+    }
+    for key, value in rules.items():
+        with _at(key.replace("headers", "header")):
+            http_config.Site(root_fd, **{key: value})
     return http_config.Site(
         root_fd,
-        names=site.names,
-        index=site.index,
         dotfiles=site.dotfiles,
         precompressed=site.precompressed,
         listing=site.listing,
-        fallback=site.fallback or None,
-        error_pages={page.status: page.path for page in site.error_page},
-        headers=tuple(http_config.HeaderRule(rule.path, ((rule.name, rule.value),)) for rule in site.header),
-        redirects=tuple(http_config.RedirectRule(rule.path, rule.to, rule.status) for rule in site.redirect),
+        error_pages=pages,
+        redirects=tuple(redirects),
+        **rules,
     )
+
+
+def check_names(sites: Iterable[Site]) -> None:
+    """Raises SettingError, with the site's index first, where two sites want the same requests."""
+    owners: dict[str, int] = {}
+    for index, site in enumerate(sites):
+        for name in [name.lower().rstrip(".") for name in site.names] or [""]:
+            if owners.setdefault(name, index) != index:
+                raise SettingError(
+                    (index, "names"),
+                    f"{name!r} is the name of another site, too" if name else "only one site may leave out names",
+                )
 
 
 def open_sites(sites: Iterable[Site]) -> list[http_config.Site]:
@@ -107,5 +160,13 @@ def http_limits(http: Http) -> http_config.Limits:
 
 
 def media_types(http: Http, types: Iterable[MediaType]) -> MimeTable:
-    """Raises ValueError."""
-    return MimeTable({entry.suffix: entry.type for entry in types}, http.default_type, http.charset)
+    """Raises SettingError."""
+    known = {}
+    for index, entry in enumerate(types):
+        known[entry.suffix] = entry.type
+        with _at("media_type", index):
+            MimeTable({entry.suffix: entry.type})
+    with _at("http", "default_type"):
+        MimeTable({}, http.default_type)
+    with _at("http", "charset"):
+        return MimeTable(known, http.default_type, http.charset)

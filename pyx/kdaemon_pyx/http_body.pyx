@@ -17,6 +17,7 @@ cdef enum:
 cdef enum ChunkState:
     CHUNK_SIZE = 0
     CHUNK_SIZE_DIGITS
+    CHUNK_SIZE_BLANKS
     CHUNK_EXTENSION
     CHUNK_SIZE_LF
     CHUNK_DATA
@@ -91,7 +92,15 @@ cdef int64_t discard_chunked(
                 state = CHUNK_SIZE_LF
             elif c == c';':
                 state = CHUNK_EXTENSION
+            elif c == c' ' or c == c'\t':
+                state = CHUNK_SIZE_BLANKS
             else:
+                return -400
+        elif state == CHUNK_SIZE_BLANKS:                   # allowed before an extension only (section 7.1.1)
+            body.line_bytes += 1
+            if c == c';':
+                state = CHUNK_EXTENSION
+            elif (c != c' ' and c != c'\t') or body.line_bytes > LINE_BYTES_OF_CHUNK_MAX:
                 return -400
         elif state == CHUNK_EXTENSION:
             body.line_bytes += 1

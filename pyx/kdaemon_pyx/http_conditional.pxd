@@ -5,13 +5,14 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from kdaemon_pyx.http_request cimport HttpRequest, Slice
 
 cdef enum:
+    MTIME_NONE = -2147483648       # before every HTTP-date that matters: 1901
     RANGES_BOUND = 64              # what HttpLimits.ranges_max may be set to
 
 # What a response is compared with: the selected representation's validators.
 cdef struct Validators:
     Slice etag                     # opaque-tag with its quotes, without W/
     bint etag_weak
-    int64_t mtime_s
+    int64_t mtime_s                # MTIME_NONE: there is no Last-Modified
     int64_t now_s                  # a Last-Modified of this very second is a weak validator (section 8.8.2.2)
 
 cdef struct ByteRange:

@@ -3,7 +3,7 @@
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memset
 
-from kdaemon_pyx.http_conditional cimport RANGES_BOUND, ByteRange, Validators
+from kdaemon_pyx.http_conditional cimport MTIME_NONE, RANGES_BOUND, ByteRange, Validators
 from kdaemon_pyx.http_request cimport HttpRequest, Slice, equals_ignoring_case, next_field
 
 cdef const char* MONTHS = b"JanFebMarAprMayJunJulAugSepOctNovDec"
@@ -80,7 +80,7 @@ cdef int evaluate_preconditions(const HttpRequest* request, const Validators* va
     elif request.if_modified_since.data != NULL:
         if (
             parse_http_date(request.if_modified_since, validators.now_s, &seconds)
-            and validators.mtime_s <= seconds
+            and validators.mtime_s <= seconds and validators.mtime_s != MTIME_NONE
         ):
             return 304
     return 0

@@ -1,6 +1,6 @@
-# Heads of responses that have a representation: 200 and the site's error pages, 206 with one or several ranges, 304.
+# Heads of responses that have a representation: 200, 206 with one or several ranges, 304.
 #
-# The caller reserves representation.head_length + content_type.length + HEAD_EXTRA_BYTES_MAX bytes for any of them.
+# The caller reserves representation.head_length + HEAD_EXTRA_BYTES_MAX bytes for any of them.
 
 from libc.stdint cimport uint32_t, uint64_t
 
@@ -11,11 +11,11 @@ from kdaemon_pyx.representation cimport Representation
 
 cdef enum:
     HEAD_EXTRA_BYTES_MAX = 256     # what a 206 or 304 has beyond its representation's own head
-    PART_HEAD_BYTES_MAX = 192      # of a part of multipart/byteranges, without the media type
+    PART_HEAD_BYTES_MAX = 192      # of a part of multipart/byteranges, beside the representation's type_length
     END_BOUNDARY_BYTES = 2 + 2 + 16 + 2 + 2
 
 cdef void put_whole_head(
-    HttpSession* session, Writer* writer, const Representation* representation, int status) noexcept nogil
+    HttpSession* session, Writer* writer, const Representation* representation) noexcept nogil
 cdef void put_not_modified_head(HttpSession* session, Writer* writer, const Representation* representation) noexcept nogil
 # One range: a 206 of that part; several: multipart/byteranges (RFC 9110 section 14.6), whose parts put_part_head() begins.
 cdef void put_ranges_head(

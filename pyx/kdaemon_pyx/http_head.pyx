@@ -5,7 +5,7 @@ from libc.string cimport memcpy
 
 from kdaemon_pyx.http_conditional cimport ByteRange
 from kdaemon_pyx.http_response cimport (
-    HTTP_DATE_BYTES, Writer, put, put_decimal, put_end_of_head, put_hexadecimal, put_slice, put_status_line, put_text,
+    HTTP_DATE_BYTES, Writer, put, put_decimal, put_end_of_head, put_hexadecimal, put_status_line, put_text,
 )
 from kdaemon_pyx.http_session cimport HttpSession
 from kdaemon_pyx.representation cimport Representation
@@ -45,12 +45,13 @@ cdef void put_end_boundary(Writer* writer, uint64_t boundary) noexcept nogil:
 
 
 cdef void put_part_head(HttpSession* session, Writer* writer, const ByteRange* part) noexcept nogil:
+    # The coding is the part's: the multipart body itself is not encoded.
+    cdef const Representation* representation = session.representation
     put(writer, b"\r\n--", 4)
     put_boundary(writer, session.boundary)
-    put_text(writer, b"\r\nContent-Type: ")
-    put_slice(writer, session.representation.content_type)
     put(writer, b"\r\n", 2)
-    put_content_range(writer, part, session.representation.file.size)
+    put(writer, representation.head + representation.type_start, representation.type_length)
+    put_content_range(writer, part, representation.file.size)
     put(writer, b"\r\n", 2)
 
 
@@ -67,7 +68,7 @@ cdef uint64_t multipart_length(const Representation* representation, const ByteR
     cdef uint64_t total = END_BOUNDARY_BYTES
     cdef uint32_t i
     for i in range(count):
-        total += 4 + 16 + 16 + representation.content_type.length + 2 + 21 + 2 + 2 + 2
+        total += 4 + 16 + 2 + representation.type_length + 21 + 2 + 2 + 2
         total += decimal_digits(ranges[i].first) + decimal_digits(ranges[i].first + ranges[i].length - 1)
         total += decimal_digits(representation.file.size) + ranges[i].length
     return total
@@ -96,17 +97,9 @@ cdef void put_not_modified_head(HttpSession* session, Writer* writer, const Repr
     put_common(session, writer, representation)
 
 
-cdef void put_whole_head(HttpSession* session, Writer* writer, const Representation* representation, int status) noexcept nogil:
+cdef void put_whole_head(HttpSession* session, Writer* writer, const Representation* representation) noexcept nogil:
     cdef uint8_t* start = writer.position
-    if status == 200:
-        put(writer, representation.head, representation.head_length)
-        if not writer.overflow:
-            memcpy(start + representation.date_start, session.context.date.text, HTTP_DATE_BYTES)
-        put_end_of_head(writer, session.keep_alive, session.minor_version)
-        return
-    put_status_line(writer, status)                        # the site's page for an error
-    put(writer, representation.head + representation.type_start, representation.type_length)
-    put_text(writer, b"Content-Length: ")
-    put_decimal(writer, representation.file.size)
-    put(writer, b"\r\n", 2)
-    put_common(session, writer, representation)
+    put(writer, representation.head, representation.head_length)
+    if not writer.overflow:
+        memcpy(start + representation.date_start, session.context.date.text, HTTP_DATE_BYTES)
+    put_end_of_head(writer, session.keep_alive, session.minor_version)

@@ -9,6 +9,7 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 
 from kdaemon_pyx.atomics cimport load_acquire_u32, store_release_u32
+from kdaemon_pyx.http_grammar cimport utf8_length
 from kdaemon_pyx.http_request cimport HttpRequest, Slice
 from kdaemon_pyx.http_response cimport DateCache, Writer, put, put_decimal, put_text
 
@@ -33,32 +34,52 @@ cdef enum:
     FIELD_BYTES_MAX = 768
     LINE_BYTES_MAX = 6 * (REQUEST_BYTES_MAX + 3 * FIELD_BYTES_MAX) + 512
 
-cdef const char* DIGITS = b"0123456789abcdef"
+cdef const char* DIGITS = b"0123456789ABCDEF"
 
 
-cdef void put_escaped(Writer* writer, Slice text, uint32_t bytes_max, bint json) noexcept nogil:
-    # Nothing a client sends can end a field or a line. Bytes that are not printable ASCII: \xNN as nginx does, in JSON \u00NN.
+cdef inline bint is_plain(uint8_t c) noexcept nogil:
+    return c >= 0x20 and c < 0x7f and c != c'"' and c != c'\\'
+
+
+cdef void put_escaped(Writer* writer, Slice text, uint32_t bytes_max) noexcept nogil:
+    # Nothing a client sends can end a field or a line: \xNN for what is not printable ASCII, as nginx does.
     cdef uint32_t i
     cdef uint8_t c
-    cdef uint8_t[6] escape
-    if text.length == 0 and not json:
+    cdef uint8_t[4] escape
+    if text.data == NULL:
         put(writer, b"-", 1)
         return
     for i in range(text.length if text.length < bytes_max else bytes_max):
         c = text.data[i]
-        if c >= 0x20 and c < 0x7f and c != c'"' and c != c'\\':
+        if is_plain(c):
             put(writer, &c, 1)
             continue
-        memcpy(escape, b"\\u00", 4)
-        if not json:
-            escape[1] = c'x'
-            escape[2] = <uint8_t>DIGITS[c >> 4]
-            escape[3] = <uint8_t>DIGITS[c & 15]
-            put(writer, escape, 4)
-        else:
-            escape[4] = <uint8_t>DIGITS[c >> 4]
-            escape[5] = <uint8_t>DIGITS[c & 15]
-            put(writer, escape, 6)
+        escape[0] = c'\\'
+        escape[1] = c'x'
+        escape[2] = <uint8_t>DIGITS[c >> 4]
+        escape[3] = <uint8_t>DIGITS[c & 15]
+        put(writer, escape, 4)
+
+
+cdef void put_json_text(Writer* writer, Slice text, uint32_t bytes_max) noexcept nogil:
+    # UTF-8 as it is; of other bytes their value: \u00NN.
+    cdef uint32_t i = 0
+    cdef uint32_t n
+    cdef uint32_t length = text.length if text.length < bytes_max else bytes_max
+    cdef uint8_t c
+    cdef uint8_t[6] escape
+    memcpy(escape, b"\\u00", 4)
+    while i < length:
+        c = text.data[i]
+        n = 1 if is_plain(c) else 0 if c < 0x80 else utf8_length(text.data + i, length - i)
+        if n != 0:
+            put(writer, text.data + i, n)
+            i += n
+            continue
+        escape[4] = <uint8_t>DIGITS[c >> 4]
+        escape[5] = <uint8_t>DIGITS[c & 15]
+        put(writer, escape, 6)
+        i += 1
 
 
 cdef void put_peer(Writer* writer, const PeerAddress* peer) noexcept nogil:
@@ -83,15 +104,15 @@ cdef void put_combined(
     put_text(writer, b" - - [")
     put(writer, time, 20)
     put_text(writer, b' +0000] "')
-    put_escaped(writer, request.line, REQUEST_BYTES_MAX, False)
+    put_escaped(writer, request.line, REQUEST_BYTES_MAX)
     put_text(writer, b'" ')
     put_decimal(writer, <uint64_t>status)
     put(writer, b" ", 1)
     put_decimal(writer, body_bytes)
     put_text(writer, b' "')
-    put_escaped(writer, request.referer, FIELD_BYTES_MAX, False)
+    put_escaped(writer, request.referer, FIELD_BYTES_MAX)
     put_text(writer, b'" "')
-    put_escaped(writer, request.user_agent, FIELD_BYTES_MAX, False)
+    put_escaped(writer, request.user_agent, FIELD_BYTES_MAX)
     put_text(writer, b'"\n')
 
 
@@ -103,17 +124,17 @@ cdef void put_json(
     put_text(writer, b',"client":"')
     put_peer(writer, peer)
     put_text(writer, b'","host":"')
-    put_escaped(writer, request.host, FIELD_BYTES_MAX, True)
+    put_json_text(writer, request.host, FIELD_BYTES_MAX)
     put_text(writer, b'","request":"')
-    put_escaped(writer, request.line, REQUEST_BYTES_MAX, True)
+    put_json_text(writer, request.line, REQUEST_BYTES_MAX)
     put_text(writer, b'","status":')
     put_decimal(writer, <uint64_t>status)
     put_text(writer, b',"bytes":')
     put_decimal(writer, body_bytes)
     put_text(writer, b',"referer":"')
-    put_escaped(writer, request.referer, FIELD_BYTES_MAX, True)
+    put_json_text(writer, request.referer, FIELD_BYTES_MAX)
     put_text(writer, b'","user_agent":"')
-    put_escaped(writer, request.user_agent, FIELD_BYTES_MAX, True)
+    put_json_text(writer, request.user_agent, FIELD_BYTES_MAX)
     put_text(writer, b'"}\n')
 
 

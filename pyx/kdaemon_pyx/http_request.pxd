@@ -44,6 +44,7 @@ cdef struct HttpRequest:
     bint chunked
     bint expect_continue
     bint expect_unknown
+    bint accept_encoding_repeated
     bint if_match_repeated
     bint if_none_match_repeated
     int64_t content_length         # -1: none given
@@ -68,7 +69,7 @@ cdef struct HttpRequest:
 cdef int64_t scan_request_head(
     const uint8_t* data, uint64_t length, const HttpLimits* limits, HeadScan* scan) noexcept nogil
 
-# Parses a complete head. `path` has room for PATH_BYTES_MAX bytes and gets the decoded path, NUL-terminated.
+# Parses a complete head. `path` has room for PATH_BYTES_MAX bytes and gets the decoded path without dot segments, NUL-terminated.
 # 0, or the HTTP status to refuse it with (400, 414, 501, 505).
 cdef int parse_request_head(
     const uint8_t* data, uint32_t length, uint8_t* path, HttpRequest* request) noexcept nogil

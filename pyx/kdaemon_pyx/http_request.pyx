@@ -4,7 +4,7 @@
 """
 
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
-from libc.string cimport memchr, memcmp, memset
+from libc.string cimport memchr, memcmp, memcpy, memmove, memset
 
 from kdaemon_pyx.http_grammar cimport hex_value, is_field_byte, is_token_byte
 from kdaemon_pyx.http_request cimport (
@@ -92,11 +92,41 @@ cdef inline Slice make_slice(const uint8_t* start, const uint8_t* end) noexcept 
     return slice
 
 
+cdef void normalise_path(uint8_t* path, uint32_t* path_length) noexcept nogil:
+    # In place, so that one file has one path and a rule for "/a/*" cannot be passed by with "//a/" or "/x/../a/":
+    # empty and dot segments go, as in nginx (RFC 3986 section 5.2.4). What leads above the root becomes "/..", which no open follows.
+    cdef uint32_t length = path_length[0]
+    cdef uint32_t start = 0, end, n = 0                    # at a '/', and where its segment ends
+    while start < length:
+        end = start + 1
+        while end < length and path[end] != c'/':
+            end += 1
+        if end - start == 3 and path[start + 1] == c'.' and path[start + 2] == c'.':
+            if n == 0:
+                memcpy(path, b"/..", 4)
+                path_length[0] = 3
+                return
+            n -= 1
+            while path[n] != c'/':
+                n -= 1
+        elif end - start > 2 or (end - start == 2 and path[start + 1] != c'.'):
+            memmove(path + n, path + start, end - start)
+            n += end - start
+            start = end
+            continue
+        if end == length:                                  # a segment that went leaves its slash at the end
+            path[n] = c'/'
+            n += 1
+        start = end
+    path[n] = 0
+    path_length[0] = n
+
+
 cdef int decode_path(const Slice* raw, uint8_t* path, uint32_t* path_length) noexcept nogil:
-    # RFC 3986 section 2.1. Dot segments stay: the kernel resolves them, beneath the root (files.pyx).
-    cdef uint32_t i = 0
-    cdef uint32_t n = 0
+    # RFC 3986 section 2.1. The target begins with '/'.
+    cdef uint32_t i = 0, n = 0
     cdef uint8_t c
+    cdef bint regular = True
     while i < raw.length:
         c = raw.data[i]
         if c == c'%':
@@ -108,11 +138,15 @@ cdef int decode_path(const Slice* raw, uint8_t* path, uint32_t* path_length) noe
             i += 2
         if n == PATH_BYTES_MAX - 1:
             return 414
+        if (c == c'.' or c == c'/') and n != 0 and path[n - 1] == c'/':
+            regular = False
         path[n] = c
         n += 1
         i += 1
     path[n] = 0
     path_length[0] = n
+    if not regular:
+        normalise_path(path, path_length)
     return 0
 
 
@@ -277,6 +311,7 @@ cdef int take_field(const Slice* name, const Slice* value, HttpRequest* request,
         if equals_ignoring_case(data, n, b"accept", 6):
             request.accept = value[0]
         elif equals_ignoring_case(data, n, b"accept-encoding", 15):
+            request.accept_encoding_repeated = request.accept_encoding.data != NULL
             request.accept_encoding = value[0]
     elif first == c'c':
         if equals_ignoring_case(data, n, b"connection", 10):

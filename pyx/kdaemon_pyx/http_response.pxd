@@ -45,10 +45,11 @@ cdef const char* reason_phrase(int status) noexcept nogil
 cdef void put_status_line(Writer* writer, int status) noexcept nogil
 # The empty line that ends a head, with the Connection field before it where the default of the request's version does not hold.
 cdef void put_end_of_head(Writer* writer, bint keep_alive, int minor_version) noexcept nogil
-# A whole response of its own: `extra` is header lines with their CRLF, or empty. HEAD gets the head alone. The length of the body.
-cdef uint64_t put_error(
-    Writer* writer, int status, const DateCache* date, Slice extra, bint keep_alive, int minor_version, bint head_only
-) noexcept nogil
+cdef void put_server_and_date(Writer* writer, const DateCache* date) noexcept nogil
+# An error of its own. Behind the head's first lines the caller puts its fields, put_end_of_head() and, but for HEAD, the body,
+# whose length this gives.
+cdef uint64_t put_error_head(Writer* writer, int status, const DateCache* date) noexcept nogil
+cdef void put_error_body(Writer* writer, int status) noexcept nogil
 
 cdef void format_http_date(int64_t seconds, uint8_t* text) noexcept nogil
 # Reads the (coarse) clock; formats again only when the second has changed.

@@ -4,8 +4,7 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, strlen
 from posix.time cimport clock_gettime, timespec
 
-from kdaemon_pyx.http_request cimport Slice
-from kdaemon_pyx.http_response cimport HTTP_DATE_BYTES, DateCache, Writer, put, put_slice
+from kdaemon_pyx.http_response cimport HTTP_DATE_BYTES, DateCache, Writer, put
 
 cdef extern from "<time.h>" nogil:
     const int CLOCK_REALTIME_COARSE
@@ -178,32 +177,34 @@ cdef void put_end_of_head(Writer* writer, bint keep_alive, int minor_version) no
         put(writer, b"\r\n", 2)
 
 
-cdef uint64_t put_error(
-    Writer* writer, int status, const DateCache* date, Slice extra, bint keep_alive, int minor_version, bint head_only
-) noexcept nogil:
-    cdef const char* reason = reason_phrase(status)
+cdef void put_server_and_date(Writer* writer, const DateCache* date) noexcept nogil:
+    put_text(writer, b"Server: kdaemon\r\nDate: ")
+    put(writer, date.text, HTTP_DATE_BYTES)
+    put(writer, b"\r\n", 2)
+
+
+cdef uint64_t put_error_head(Writer* writer, int status, const DateCache* date) noexcept nogil:
     cdef const char* sentence = explanation(status)
-    cdef uint64_t length = 3 + 1 + strlen(reason) + 1
+    cdef uint64_t length = 3 + 1 + strlen(reason_phrase(status)) + 1
     if sentence[0] != 0:
         length += strlen(sentence) + 1
     put_status_line(writer, status)
-    put_text(writer, b"Server: kdaemon\r\nDate: ")
-    put(writer, date.text, HTTP_DATE_BYTES)
-    put_text(writer, b"\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: ")
+    put_server_and_date(writer, date)
+    put_text(writer, b"Content-Type: text/plain; charset=utf-8\r\nContent-Length: ")
     put_decimal(writer, length)
     put(writer, b"\r\n", 2)
-    put_slice(writer, extra)
-    put_end_of_head(writer, keep_alive, minor_version)
-    if head_only:
-        return 0
+    return length
+
+
+cdef void put_error_body(Writer* writer, int status) noexcept nogil:
+    cdef const char* sentence = explanation(status)
     put_decimal(writer, <uint64_t>status)
     put(writer, b" ", 1)
-    put_text(writer, reason)
+    put_text(writer, reason_phrase(status))
     put(writer, b"\n", 1)
     if sentence[0] != 0:
         put_text(writer, sentence)
         put(writer, b"\n", 1)
-    return length
 
 
 cdef void put_two_digits(uint8_t* at, int64_t value) noexcept nogil:

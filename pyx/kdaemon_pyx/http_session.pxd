@@ -68,8 +68,11 @@ cdef struct HttpSession:
     uint32_t requests
     HeadScan scan
     BodyDiscard body
+    uint8_t* waiting               # head of the request whose answer waits for the end of its body: owned; NULL: none
+    uint32_t waiting_length
     uint8_t deadline_kind
     bint kernel_layer
+    bint by_host                   # each request's Host chooses the site
     bint head_pending              # part of a head is there, the rest is not
     bint blocked                   # input waits for room in the output
     bint responding                # a response is under way
@@ -90,7 +93,7 @@ cdef struct HttpSession:
     uint64_t boundary
     Representation* representation  # one reference
 
-# NULL: no memory, or no such site.
+# `site`: its number, SITE_BY_HOST added or not. NULL: no memory, or no such site.
 cdef HttpSession* session_open(HttpContext* context, Connection* connection, uint32_t site, bint kernel_layer) noexcept nogil
 cdef int64_t session_on_data(HttpSession* session, const uint8_t* data, uint64_t length) noexcept nogil
 cdef void session_on_sent(HttpSession* session) noexcept nogil

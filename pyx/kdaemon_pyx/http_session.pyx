@@ -6,9 +6,10 @@ from libc.string cimport memset
 
 from kdaemon_pyx.core cimport CLOSE_DEADLINE, CLOSE_DRAIN, CLOSE_PEER, CLOSE_SERVICE, CloseReason, Connection
 from kdaemon_pyx.http_address cimport address_enter, address_leave
-from kdaemon_pyx.http_answer cimport answer_request, continue_response, refuse_request
-from kdaemon_pyx.http_body cimport BODY_NONE, discard_body
+from kdaemon_pyx.http_answer cimport answer_request, answer_waiting, continue_response, refuse_unread
+from kdaemon_pyx.http_body cimport BODY_NONE, BodyDiscard, discard_body
 from kdaemon_pyx.http_request cimport scan_request_head
+from kdaemon_pyx.http_site cimport SITE_BY_HOST
 from kdaemon_pyx.representation cimport representation_release
 
 cdef enum:
@@ -21,6 +22,8 @@ cdef HttpSession* session_open(
 ) noexcept nogil:
     cdef HttpSession* session
     cdef bint allowed
+    cdef bint by_host = site & SITE_BY_HOST
+    site &= ~<uint32_t>SITE_BY_HOST
     if site >= context.site_count:
         return NULL
     session = <HttpSession*>calloc(1, sizeof(HttpSession))
@@ -29,6 +32,7 @@ cdef HttpSession* session_open(
     session.context = context
     session.connection = connection
     session.site = site
+    session.by_host = by_host
     session.kernel_layer = kernel_layer
     session.keep_alive = True
     if context.log != NULL or context.addresses.buckets != NULL:
@@ -48,6 +52,7 @@ cdef void session_free(HttpSession* session) noexcept nogil:
         address_leave(
             &session.context.addresses, session.address, session.context.transport.now_ns(session.connection))
     free(session.ranges)
+    free(session.waiting)
     free(session)
 
 
@@ -87,9 +92,13 @@ cdef void update_deadline(HttpSession* session) noexcept nogil:
         set_deadline(session, DEADLINE_IDLE, session.context.transport.deadlines(session.connection).idle_ns)
 
 
+cdef inline bint request_begun(const HttpSession* session) noexcept nogil:
+    return session.head_pending or session.waiting != NULL
+
+
 cdef void after_response(HttpSession* session) noexcept nogil:
     # What follows a response that is completely queued.
-    if session.responding:
+    if session.responding or session.waiting != NULL:
         return
     if not session.keep_alive:
         finish(session, CLOSE_SERVICE)
@@ -101,6 +110,7 @@ cdef int64_t session_on_data(HttpSession* session, const uint8_t* data, uint64_t
     cdef uint64_t consumed = 0
     cdef int64_t n
     cdef bint answered
+    cdef BodyDiscard body
     session.head_pending = False
     session.blocked = False
     while consumed < length and not session.finishing:
@@ -108,11 +118,19 @@ cdef int64_t session_on_data(HttpSession* session, const uint8_t* data, uint64_t
             session.blocked = True
             break
         if session.body.kind != BODY_NONE:
+            body = session.body
             n = discard_body(&session.body, &session.context.limits, data + consumed, length - consumed)
-            if n < 0:                                      # its response is out already: there is no way to say more
+            if session.waiting == NULL and n < 0:          # its response is out already: there is no way to say more
                 finish(session, CLOSE_SERVICE)
                 break
-            consumed += <uint64_t>n
+            if session.waiting != NULL and (n < 0 or session.body.kind == BODY_NONE):
+                if not answer_waiting(session, <int>-n if n < 0 else 0):
+                    session.body = body                    # its end is looked at again
+                    session.blocked = True
+                    break
+                if not session.responding and not session.keep_alive:
+                    finish(session, CLOSE_SERVICE)
+            consumed += <uint64_t>n if n > 0 else 0
             continue
         n = scan_request_head(data + consumed, length - consumed, &session.context.limits, &session.scan)
         if n == 0:
@@ -120,8 +138,7 @@ cdef int64_t session_on_data(HttpSession* session, const uint8_t* data, uint64_t
             break
         memset(&session.scan, 0, sizeof(session.scan))     # also when it is blocked: then it is scanned again
         if n < 0:
-            memset(&session.context.request, 0, sizeof(session.context.request))  # for the log: nothing was understood
-            answered = refuse_request(session, <int>-n, False, 1)
+            answered = refuse_unread(session, <int>-n, data + consumed, length - consumed)
         else:
             answered = answer_request(session, data + consumed, <uint32_t>n)
         if not answered:
@@ -130,7 +147,7 @@ cdef int64_t session_on_data(HttpSession* session, const uint8_t* data, uint64_t
         consumed += <uint64_t>n if n > 0 else 0
         if session.deadline_kind == DEADLINE_HEADER:       # the next head starts its own
             session.deadline_kind = DEADLINE_PAST
-        if not session.responding and not session.keep_alive:
+        if not session.responding and session.waiting == NULL and not session.keep_alive:
             finish(session, CLOSE_SERVICE)
     if session.end_of_data and not session.responding and not session.blocked:
         finish(session, CLOSE_PEER)
@@ -148,7 +165,7 @@ cdef void session_on_sent(HttpSession* session) noexcept nogil:
         if session.responding:
             return
     after_response(session)
-    if session.draining and not session.finishing and not session.blocked and not session.head_pending:
+    if session.draining and not session.finishing and not session.blocked and not request_begun(session):
         finish(session, CLOSE_DRAIN)
     update_deadline(session)
 
@@ -163,13 +180,16 @@ cdef void session_on_deadline(HttpSession* session) noexcept nogil:
     session.deadline_kind = DEADLINE_NONE
     if session.responding or session.finishing:
         return
-    if session.head_pending:
-        memset(&session.context.request, 0, sizeof(session.context.request))
-        refuse_request(session, 408, False, 1)             # without room the peer does not read: nothing to tell it
-    finish(session, CLOSE_DEADLINE)
+    # Without room the peer does not read: nothing to tell it.
+    if session.waiting != NULL:
+        answer_waiting(session, 408)
+    elif session.head_pending:
+        refuse_unread(session, 408, NULL, 0)
+    if not session.responding:                             # else the page's own end ends the connection
+        finish(session, CLOSE_DEADLINE)
 
 
 cdef void session_on_drain(HttpSession* session) noexcept nogil:
     session.draining = True
-    if not session.responding and not session.blocked and not session.head_pending:
+    if not session.responding and not session.blocked and not request_begun(session):
         finish(session, CLOSE_DRAIN)

@@ -1,16 +1,18 @@
 # Sites as the engine sees them: http_config.Site copied into C, read-only from then on.
 
-from libc.stdint cimport uint8_t, uint16_t, uint32_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t
 
 from kdaemon_pyx.http_request cimport Slice
 
 cdef enum:
     LINES_MAX = 32                 # header rules of one site
+    SITE_BY_HOST = 1 << 30         # http_config.SITE_BY_HOST
     SITES_MAX = 1024               # in the life of a service
 
 cdef struct HeaderRuleC:
     Slice pattern
-    Slice lines                    # each with its CRLF
+    Slice line                     # with its CRLF; empty: the field is not sent
+    uint32_t field                 # equal numbers: the same field name
 
 cdef struct RedirectRuleC:
     Slice pattern
@@ -27,6 +29,8 @@ cdef struct SiteC:
     bint precompressed
     bint listing
     Slice fallback                 # data == NULL: none
+    uint32_t first                 # the sites of one configuration have consecutive numbers
+    uint32_t last
     Slice* names                   # lower case
     uint32_t name_count
     Slice* index
@@ -41,11 +45,12 @@ cdef struct SiteC:
 
 # One '*' stands for any bytes; `star` gets them.
 cdef bint pattern_matches(Slice pattern, const uint8_t* path, uint32_t length, Slice* star) noexcept nogil
-# Whether the site answers for `host` (RFC 9110 section 7.4); a site without names does for all.
-cdef bint site_answers_for(const SiteC* site, Slice host) noexcept nogil
+# The number of the site, of the configuration that `current` is of, that answers for `host` (RFC 9110 section 7.4): by exact name,
+# then by "*.", then the one without names. -1: none. Without a host it is `current`.
+cdef int64_t site_of_host(const SiteC* sites, uint32_t current, Slice host) noexcept nogil
 cdef const RedirectRuleC* find_redirect(
     const SiteC* site, const uint8_t* path, uint32_t length, Slice* star) noexcept nogil
-# The header lines of all rules that match, LINES_MAX of them at most: their number.
+# The header lines of the rules that match, of each field the last one; LINES_MAX of them at most: their number.
 cdef uint32_t matching_lines(const SiteC* site, const uint8_t* path, uint32_t length, Slice* lines) noexcept nogil
 # Path of the page for `status`; data == NULL: none.
 cdef Slice error_page(const SiteC* site, int status) noexcept nogil

@@ -1,6 +1,6 @@
 """Sites copied into C, and the questions the engine asks of them."""
 
-from libc.stdint cimport uint8_t, uint32_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t
 from libc.string cimport memcmp, memset
 
 from kdaemon_pyx.http_request cimport Slice, equals_ignoring_case
@@ -25,27 +25,43 @@ cdef bint pattern_matches(Slice pattern, const uint8_t* path, uint32_t length, S
     return True
 
 
-cdef bint site_answers_for(const SiteC* site, Slice host) noexcept nogil:
+cdef bint has_name(const SiteC* site, Slice host, bint wildcard) noexcept nogil:
+    # `wildcard`: host begins with the dot that stands behind the '*'.
     cdef uint32_t i
-    cdef uint32_t dot
-    cdef Slice name
-    if site.name_count == 0 or host.length == 0:
-        return True
-    if host.data[host.length - 1] == c'.':
-        host.length -= 1
+    cdef uint32_t skipped = 1 if wildcard else 0
     for i in range(site.name_count):
-        name = site.names[i]
-        if name.length > 2 and name.data[0] == c'*' and name.data[1] == c'.':
-            dot = 0
-            while dot < host.length and host.data[dot] != c'.':
-                dot += 1
-            if dot != 0 and equals_ignoring_case(
-                host.data + dot, host.length - dot, <const char*>name.data + 1, name.length - 1
-            ):
-                return True
-        elif equals_ignoring_case(host.data, host.length, <const char*>name.data, name.length):
+        if (site.names[i].data[0] == c'*') == wildcard and equals_ignoring_case(
+            host.data, host.length, <const char*>site.names[i].data + skipped, site.names[i].length - skipped
+        ):
             return True
     return False
+
+
+cdef int64_t site_of_host(const SiteC* sites, uint32_t current, Slice host) noexcept nogil:
+    cdef const SiteC* own = &sites[current]
+    cdef uint32_t i
+    cdef Slice parent
+    if host.length == 0 or (own.first == own.last and own.name_count == 0):
+        return current
+    if host.data[host.length - 1] == c'.':
+        host.length -= 1
+    if has_name(own, host, False):
+        return current
+    for i in range(own.first, own.last + 1):
+        if has_name(&sites[i], host, False):
+            return i
+    parent = host
+    while parent.length != 0 and parent.data[0] != c'.':
+        parent.data += 1
+        parent.length -= 1
+    if parent.length != 0 and parent.length != host.length:
+        for i in range(own.first, own.last + 1):
+            if has_name(&sites[i], parent, True):
+                return i
+    for i in range(own.first, own.last + 1):
+        if sites[i].name_count == 0:
+            return i
+    return -1
 
 
 cdef const RedirectRuleC* find_redirect(
@@ -60,12 +76,19 @@ cdef const RedirectRuleC* find_redirect(
 
 cdef uint32_t matching_lines(const SiteC* site, const uint8_t* path, uint32_t length, Slice* lines) noexcept nogil:
     cdef uint32_t i
+    cdef uint32_t at
     cdef uint32_t count = 0
+    cdef uint32_t[LINES_MAX] field_of_line
     cdef Slice star
     for i in range(site.header_count):
         if pattern_matches(site.headers[i].pattern, path, length, &star):
-            lines[count] = site.headers[i].lines
-            count += 1
+            at = 0
+            while at < count and field_of_line[at] != site.headers[i].field:
+                at += 1
+            field_of_line[at] = site.headers[i].field
+            lines[at] = site.headers[i].line
+            if at == count:
+                count += 1
     return count
 
 
@@ -101,6 +124,8 @@ cdef class SiteTable:
             raise ValueError(f"more than {SITES_MAX} sites, reloads included: restart the daemon")
         for i, given in enumerate(sites):
             self._fill(&self.sites[first + i], given)
+            self.sites[first + i].first = first
+            self.sites[first + i].last = first + <uint32_t>len(sites) - 1
         self.count = first + <uint32_t>len(sites)
         return first
 
@@ -134,14 +159,16 @@ cdef class SiteTable:
         site.index = <Slice*>self._array(site.index_count * sizeof(Slice))
         for i, name in enumerate(given.index):
             site.index[i] = self._slice(name)
-        site.header_count = <uint32_t>len(given.headers)
+        rules = [(rule.path, name, value) for rule in given.headers for name, value in rule.headers]
+        names = [name.lower() for _, name, _ in rules]
+        assert len(rules) <= LINES_MAX                     # http_config.Site said so
+        site.header_count = <uint32_t>len(rules)
         site.headers = <HeaderRuleC*>self._array(site.header_count * sizeof(HeaderRuleC))
-        if site.header_count > LINES_MAX:
-            raise ValueError(f"{site.header_count} header rules in one site: {LINES_MAX} at most")
-        for i, rule in enumerate(given.headers):
-            site.headers[i].pattern = self._slice(rule.path)
-            site.headers[i].lines = self._slice("".join(f"{name}: {value}\r\n" for name, value in rule.headers))
-            site.header_bytes += site.headers[i].lines.length
+        for i, (path, name, value) in enumerate(rules):
+            site.headers[i].pattern = self._slice(path)
+            site.headers[i].line = self._slice(f"{name}: {value}\r\n" if value else "")
+            site.headers[i].field = <uint32_t>names.index(name.lower())
+            site.header_bytes += site.headers[i].line.length
         site.redirect_count = <uint32_t>len(given.redirects)
         site.redirects = <RedirectRuleC*>self._array(site.redirect_count * sizeof(RedirectRuleC))
         for i, rule in enumerate(given.redirects):

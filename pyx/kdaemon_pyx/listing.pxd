@@ -19,5 +19,5 @@ cdef struct Listing:
 
 # Reads the directory `fd` (closed in every case) that `path` (decoded, ending with '/') names. 0, or a negative errno.
 cdef int make_listing(int fd, const uint8_t* path, uint32_t length, bint dotfiles, Listing* listing) noexcept nogil
-# What the client prefers (RFC 9110 section 12.5.1), as far as this needs to know it: JSON where it is named and HTML is not before it.
+# What the client prefers (RFC 9110 section 12.5.1), as far as this needs to know it: JSON where it is named and HTML is not preferred.
 cdef ListingFormat preferred_format(Slice accept) noexcept nogil

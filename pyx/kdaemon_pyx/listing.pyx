@@ -7,6 +7,7 @@ from libc.string cimport memcpy, memset, strlen
 from posix.stat cimport S_ISDIR, S_ISLNK, S_ISREG
 from posix.unistd cimport close
 
+from kdaemon_pyx.http_grammar cimport is_token_byte, parse_weight, skip_blanks, utf8_length
 from kdaemon_pyx.http_request cimport Slice, equals_ignoring_case
 from kdaemon_pyx.http_response cimport HTTP_DATE_BYTES, Writer, format_http_date, put_decimal, put_encoded_path
 from kdaemon_pyx.representation cimport file_stat
@@ -128,25 +129,6 @@ cdef void add_html(Text* text, const char* data, uint64_t length) noexcept nogil
             add(text, &data[i], 1)
 
 
-cdef uint32_t utf8_length(const uint8_t* data) noexcept nogil:
-    # Of the well-formed UTF-8 character at `data`, which ends with NUL; 0: none (RFC 3629 section 4).
-    cdef uint8_t c = data[0]
-    cdef uint32_t n
-    cdef uint32_t i
-    if c < 0x80:
-        return 1
-    n = 2 if c >= 0xC2 and c <= 0xDF else 3 if c >= 0xE0 and c <= 0xEF else 4 if c >= 0xF0 and c <= 0xF4 else 0
-    for i in range(1, n):
-        if data[i] & 0xC0 != 0x80:
-            return 0
-    if (
-        (c == 0xE0 and data[1] < 0xA0) or (c == 0xED and data[1] > 0x9F)
-        or (c == 0xF0 and data[1] < 0x90) or (c == 0xF4 and data[1] > 0x8F)
-    ):
-        return 0
-    return n
-
-
 cdef void add_json(Text* text, const char* name) noexcept nogil:
     # A JSON string; bytes that are not UTF-8 become U+FFFD.
     cdef const uint8_t* data = <const uint8_t*>name
@@ -155,7 +137,7 @@ cdef void add_json(Text* text, const char* name) noexcept nogil:
     cdef uint32_t n
     add(text, b'"', 1)
     while data[0] != 0:
-        n = utf8_length(data)
+        n = utf8_length(data, 4)                           # a NUL is at the end
         if n == 0:
             add(text, b"\xef\xbf\xbd", 3)
             n = 1
@@ -314,10 +296,24 @@ cdef int make_listing(int fd, const uint8_t* path, uint32_t length, bint dotfile
 
 
 cdef ListingFormat preferred_format(Slice accept) noexcept nogil:
-    cdef uint32_t i
-    for i in range(accept.length):
-        if accept.length - i >= 9 and equals_ignoring_case(accept.data + i, 9, b"text/html", 9):
-            return LISTING_HTML
-        if accept.length - i >= 16 and equals_ignoring_case(accept.data + i, 16, b"application/json", 16):
-            return LISTING_JSON
-    return LISTING_HTML
+    cdef int html = 0
+    cdef int json = 0
+    cdef int weight
+    cdef uint32_t i = 0
+    cdef uint32_t start
+    cdef uint32_t end
+    while i < accept.length:
+        i = skip_blanks(accept.data, accept.length, i)
+        start = i
+        while i < accept.length and (is_token_byte(accept.data[i]) or accept.data[i] == c'/'):
+            i += 1
+        end = i
+        weight = parse_weight(accept.data, accept.length, &i)
+        if equals_ignoring_case(accept.data + start, end - start, b"text/html", 9):
+            html = weight
+        elif equals_ignoring_case(accept.data + start, end - start, b"application/json", 16):
+            json = weight if weight > html else 0          # among equals what is named first
+        while i < accept.length and accept.data[i] != c',':
+            i += 1
+        i += 1
+    return LISTING_JSON if json > 0 and json >= html else LISTING_HTML

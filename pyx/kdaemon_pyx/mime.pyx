@@ -1,10 +1,14 @@
 """Media types by file name suffix: a table built in Python, read by the engine without Python objects."""
 
+import re
+
 from libc.stdint cimport uint8_t, uint32_t
 from libc.stdlib cimport calloc, free
 
 from kdaemon_pyx.http_request cimport Slice
 
+TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # RFC 9110 section 5.6.2
+MEDIA_TYPE = re.compile(rf"{TOKEN}/{TOKEN}([ \t]*;[ \t]*{TOKEN}=({TOKEN}|\"[ !#-\[\]-~]*\"))*")
 TYPES = {
     "text/html": "html htm shtml",
     "text/css": "css",
@@ -140,8 +144,13 @@ cdef class MimeTable:
         merged = {suffix: kind for kind, suffixes in TYPES.items() for suffix in suffixes.split()}
         merged.update({suffix.lower().lstrip("."): kind for suffix, kind in (types or {}).items()})
         for kind in [*merged.values(), default_type]:
-            if "/" not in kind or not kind.isprintable() or not kind.isascii():
-                raise ValueError(f"{kind!r} is not a media type")
+            if not MEDIA_TYPE.fullmatch(kind):
+                raise ValueError(f"{kind!r} is not a media type: such as text/html, or text/html; charset=utf-8")
+        for suffix in types or {}:
+            if not suffix.lstrip(".") or "/" in suffix or "." in suffix.lstrip("."):
+                raise ValueError(f"suffix {suffix!r}: what is behind the last dot of a name, such as 'html'")
+        if charset and not re.fullmatch(TOKEN, charset):
+            raise ValueError(f"{charset!r} is not a charset: such as utf-8")
         while slots < 2 * len(merged):
             slots *= 2
         self._texts = []

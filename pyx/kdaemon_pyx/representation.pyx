@@ -9,7 +9,8 @@ from posix.types cimport off_t
 from posix.unistd cimport close
 
 from kdaemon_pyx.connection cimport File
-from kdaemon_pyx.http_conditional cimport Validators
+from kdaemon_pyx.http_conditional cimport MTIME_NONE, Validators
+from kdaemon_pyx.http_request cimport equals_ignoring_case
 from kdaemon_pyx.http_response cimport (
     HTTP_DATE_BYTES, Writer, format_http_date, put, put_decimal, put_hexadecimal, put_slice, put_status_line, put_text,
 )
@@ -55,6 +56,14 @@ cdef void put_etag(Writer* writer, Representation* representation) noexcept nogi
     put(writer, b'"', 1)
 
 
+cdef bint names_field(const RepresentationInput* given, const char* name, uint32_t length) noexcept nogil:
+    cdef uint32_t i
+    for i in range(given.line_count):
+        if given.lines[i].length > length and equals_ignoring_case(given.lines[i].data, length, name, length):
+            return True
+    return False
+
+
 cdef bint make_head(Representation* representation, const RepresentationInput* given) noexcept nogil:
     cdef Writer writer
     cdef uint8_t[HTTP_DATE_BYTES] date
@@ -88,7 +97,9 @@ cdef bint make_head(Representation* representation, const RepresentationInput* g
     format_http_date(0, date)                              # overwritten in every response
     put(&writer, date, HTTP_DATE_BYTES)
     if given.generated:
-        put_text(&writer, b"\r\nCache-Control: no-cache\r\nVary: Accept\r\n")
+        put_text(&writer, b"\r\nVary: Accept\r\n")
+        if not names_field(given, b"cache-control:", 14):
+            put_text(&writer, b"Cache-Control: no-cache\r\n")
     else:
         put_text(&writer, b"\r\nLast-Modified: ")
         format_http_date(representation.file.mtime_s, date)
@@ -250,5 +261,5 @@ cdef void representation_validators(
 ) noexcept nogil:
     validators.etag = representation.etag
     validators.etag_weak = representation.etag_weak
-    validators.mtime_s = representation.file.mtime_s
+    validators.mtime_s = representation.file.mtime_s if representation.file.fd >= 0 else MTIME_NONE
     validators.now_s = now_s

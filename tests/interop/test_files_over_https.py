@@ -5,9 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import select
-import socket
 import ssl
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,10 +13,10 @@ import pytest
 from support.certificates import Issued
 from support.clients import MemoryClient
 from support.content import pattern
+from support.curl import curl, exchange, get
 from support.daemon import Daemon, serve
-from support.http import Response, read_responses
-from support.peers import program
-from support.waiting import DEADLINE_S, eventually
+from support.http import read_responses
+from support.waiting import eventually
 
 LARGE = pattern((3 << 20) + 17)
 HEADER_DEADLINE_MS = 1000
@@ -37,6 +35,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / ".hidden").write_text("hidden")
     (root / "link-out").symlink_to("../outside.txt")
     (root / "link-in").symlink_to("sub/index.html")
+    os.mkfifo(root / "fifo")
+    (root / os.fsdecode(b"\xff\xfe.txt")).write_bytes(b"no utf-8")
     with (root / "huge.bin").open("wb") as huge:
         huge.truncate(5 << 30)
         huge.seek((5 << 30) - 4)
@@ -50,37 +50,6 @@ def server(root: Path, issued: Issued) -> Iterator[Daemon]:
         yield daemon
 
 
-def curl(daemon: Daemon, target: str, *arguments: str) -> Response:
-    """One request by curl; the path goes out as it is written here."""
-    completed = subprocess.run(
-        [
-            program("curl"), "--silent", "--show-error", "--include", "--tlsv1.3", "--cacert", str(daemon.ca),
-            "--path-as-is", "--max-time", str(int(DEADLINE_S)), *arguments, f"https://localhost:{daemon.port}{target}",
-        ],
-        capture_output=True,
-        check=True,
-    )  # fmt: skip
-    return read_responses(completed.stdout, "H" if "--head" in arguments else "")[-1]
-
-
-def exchange(daemon: Daemon, data: bytes) -> bytes:
-    """Sends `data` in one piece over TLS and reads to the end, which must be an orderly one."""
-    context = ssl.create_default_context(cafile=str(daemon.ca))
-    with (
-        socket.create_connection(daemon.address, DEADLINE_S) as plain,
-        context.wrap_socket(plain, server_hostname="localhost", suppress_ragged_eofs=False) as tls,
-    ):
-        tls.sendall(data)
-        received = b""
-        while piece := tls.recv(65536):
-            received += piece
-    return received
-
-
-def get(target: str, *headers: str) -> bytes:
-    return "\r\n".join([f"GET {target} HTTP/1.1", "Host: localhost", *headers, "", ""]).encode()
-
-
 def test_whole_files(server: Daemon) -> None:
     assert curl(server, "/large.bin").body == LARGE
     assert curl(server, "/").body == b"<p>index"
@@ -88,6 +57,9 @@ def test_whole_files(server: Daemon) -> None:
     assert (empty.status, empty.body, empty.headers["content-type"]) == (200, b"", "text/plain")
     assert curl(server, "/%C3%A4%20b.txt").body == b"umlaut"
     assert curl(server, "/link-in").body == b"<p>sub"
+    assert curl(server, "/%ff%fe.txt").body == b"no utf-8"
+    for target in ("//sub/./index.html", "/sub/../index.html/../sub/", "/none/%2e%2e/sub/index.html"):
+        assert curl(server, target).body == b"<p>sub"
 
 
 def test_head_options_and_other_methods(server: Daemon) -> None:
@@ -105,6 +77,8 @@ def test_directories(server: Daemon) -> None:
     moved = curl(server, "/sub?q=1")
     assert (moved.status, moved.headers["location"]) == (301, "/sub/?q=1")
     assert curl(server, "/sub", "--location").body == b"<p>sub"
+    assert curl(server, "//sub").headers["location"] == "/sub/"
+    assert curl(server, "/..%5Csub/").status == 404
 
 
 def test_ranges(server: Daemon) -> None:
@@ -120,13 +94,62 @@ def test_ranges(server: Daemon) -> None:
         assert b"\r\n\r\n" + piece + b"\r\n--" in several.body
 
 
+def test_ranges_that_are_none(server: Daemon) -> None:
+    for value in ("items=0-1", "bytes=5-2", "bytes=a-b", "bytes=", "bytes=0-9,", "bytes=" + ",".join(["0-0"] * 1000)):
+        whole = curl(server, "/large.bin", "-H", f"Range: {value}")
+        assert whole.status == (206 if value == "bytes=0-9," else 200), value
+    for value in ("bytes=-0", "bytes=99999999999999999999-"):
+        refused = curl(server, "/large.bin", "-H", f"Range: {value}")
+        assert (refused.status, refused.headers["content-range"]) == (416, f"bytes */{len(LARGE)}")
+    for value in ("0-", "0-5", "-1"):
+        assert curl(server, "/empty.txt", "--range", value).status == 200
+    assert curl(server, "/large.bin", "--head", "--range", "0-4").status == 200
+    backwards = curl(server, "/large.bin", "--range", "9-9,3-4")
+    assert backwards.body.index(LARGE[9:10] + b"\r\n--") < backwards.body.index(LARGE[3:5] + b"\r\n--")
+    assert len(backwards.body) == int(backwards.headers["content-length"])
+
+
 def test_conditions(server: Daemon) -> None:
     first = curl(server, "/large.bin", "--head").headers
-    assert curl(server, "/large.bin", "-H", f"If-None-Match: {first['etag']}").status == 304
-    assert curl(server, "/large.bin", "-H", f"If-Modified-Since: {first['last-modified']}").status == 304
-    assert curl(server, "/large.bin", "-H", 'If-Match: "other"').status == 412
-    resumed = curl(server, "/large.bin", "--range", "5-", "-H", f"If-Range: {first['etag']}")
-    assert (resumed.status, resumed.body) == (206, LARGE[5:])
+    tag, date = first["etag"], first["last-modified"]
+    past, junk = "Thu, 01 Jan 1970 00:00:00 GMT", "yesterday"
+    for fields, status in {
+        (f"If-None-Match: {tag}",): 304,
+        (f'If-None-Match: "x", W/{tag}',): 304,
+        ("If-None-Match: *",): 304,
+        ('If-None-Match: "x"', f"If-Modified-Since: {date}"): 200,
+        (f"If-None-Match: {tag}", f"If-Modified-Since: {past}"): 304,
+        (f"If-Modified-Since: {date}",): 304,
+        (f"If-Modified-Since: {past}",): 200,
+        (f"If-Modified-Since: {junk}",): 200,
+        ('If-Match: "other"',): 412,
+        (f"If-Match: W/{tag}",): 412,
+        (f'If-Match: "x", {tag}',): 200,
+        ("If-Match: *",): 200,
+        (f"If-Match: {tag}", f"If-Unmodified-Since: {past}"): 200,
+        ('If-Match: "x"', f"If-None-Match: {tag}"): 412,
+        (f"If-Match: {tag}", f"If-None-Match: {tag}"): 304,
+        (f"If-Unmodified-Since: {date}",): 200,
+        (f"If-Unmodified-Since: {past}",): 412,
+        (f"If-Unmodified-Since: {junk}",): 200,
+        ("Range: bytes=5-", f"If-Range: {tag}"): 206,
+        ("Range: bytes=5-", f"If-Range: W/{tag}"): 200,
+        ("Range: bytes=5-", f"If-Range: {date}"): 206,
+        ("Range: bytes=5-", f"If-Range: {past}"): 200,
+        ("Range: bytes=99999999-", 'If-Range: "x"'): 200,
+        ("Range: bytes=5-", f"If-None-Match: {tag}"): 304,
+        ("Range: bytes=99999999-", 'If-Match: "x"'): 412,
+    }.items():
+        response = curl(server, "/large.bin", *(part for field in fields for part in ("-H", field)))
+        assert response.status == status, fields
+        if status == 304:
+            assert (response.headers["etag"], response.body) == (tag, b"")
+            assert "content-type" not in response.headers
+        if status == 206:
+            assert response.body == LARGE[5:]
+    assert curl(server, "/nothing", "-H", "If-None-Match: *").status == 404
+    forms = (f"{past}", "Sunday, 06-Nov-94 08:49:37 GMT", "Thu Jan  1 00:00:00 1970")
+    assert [curl(server, "/large.bin", "-H", f"If-Unmodified-Since: {form}").status for form in forms] == [412] * 3
 
 
 @pytest.mark.parametrize(
@@ -142,6 +165,7 @@ def test_conditions(server: Daemon) -> None:
         ("/%00", {400}),
         ("/%zz", {400}),
         ("/index.html/", {404}),
+        ("/fifo", {403}),
         ("/" + "a" * 5000, {414}),
         ("/" + "a" * 9000, {414}),
     ],
@@ -153,13 +177,24 @@ def test_refused_targets(server: Daemon, target: str, statuses: set[int]) -> Non
     assert response.headers["content-type"].startswith("text/plain")
 
 
-def test_expect_continue_and_bodies(server: Daemon) -> None:
+def test_expect_continue_and_bodies(server: Daemon, root: Path) -> None:
     expecting = curl(server, "/", "-X", "GET", "-H", "Expect: 100-continue", "--data-binary", "x" * 2000)
     assert expecting.status == 200
     chunked = curl(server, "/", "-X", "GET", "-H", "Transfer-Encoding: chunked", "--data-binary", "x" * 2000)
     assert chunked.status == 200
     assert curl(server, "/", "--http1.0").status == 200
     assert curl(server, "/", "--data-binary", "@" + str(Path(__file__))).status == 405
+    chunks = ("-X", "GET", "-H", "Transfer-Encoding: chunked", "--data-binary", "@" + str(root / "large.bin"))
+    assert curl(server, "/", *chunks).status == 413
+    assert curl(server, "/", *chunks[:4], "-H", "Expect: tea", "--data-binary", "x").status == 417
+
+
+def test_absolute_targets_and_old_versions(server: Daemon) -> None:
+    assert curl(server, "/", "--request-target", "https://localhost/sub/").body == b"<p>sub"
+    assert curl(server, "/", "--request-target", "*", "-X", "OPTIONS").status == 204
+    assert curl(server, "/", "--request-target", "localhost:443", "-X", "CONNECT").status == 405
+    kept = exchange(server, b"GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\nGET / HTTP/1.0\r\n\r\n")
+    assert [r.headers["connection"] for r in read_responses(kept)] == ["keep-alive", "close"]
 
 
 def test_pipelined_requests_of_all_sizes(server: Daemon) -> None:
@@ -168,6 +203,12 @@ def test_pipelined_requests_of_all_sizes(server: Daemon) -> None:
     assert [r.status for r in responses] == [200, 200, 404, 200, 200]
     assert responses[0].body == responses[3].body == LARGE
     assert responses[4].headers["connection"] == "close"
+
+
+def test_chunked_bodies_are_discarded(server: Daemon) -> None:
+    chunked = get("/", "Transfer-Encoding: chunked") + b'3 ; a="b;c"\r\nabc\r\n00;d\r\nTrailer: x\r\n\r\n'
+    responses = read_responses(exchange(server, chunked + chunked + get("/sub/", "Connection: close")))
+    assert [r.body for r in responses] == [b"<p>index", b"<p>index", b"<p>sub"]
 
 
 def test_many_requests_on_one_connection(server: Daemon) -> None:
@@ -191,6 +232,17 @@ def test_many_requests_on_one_connection(server: Daemon) -> None:
         (get("/")[:-2] + b"X: a\r\n" * 101 + b"\r\n", 431),
         (get("/")[:-2] + b"Content-Length: 9999999\r\n\r\n", 413),
         (get("/")[:-2] + b"Transfer-Encoding: gzip\r\n\r\n", 501),
+        (get("/")[:-2] + b"Transfer-Encoding: chunked, identity\r\n\r\n", 501),
+        (get("/")[:-2] + b"Host: localhost\r\n\r\n", 400),
+        (get("/")[:-2] + b"Content-Length: +1\r\n\r\nx", 400),
+        (get("/")[:-2] + b"X: a\0b\r\n\r\n", 400),
+        (get("/")[:-2] + b"X\xe4: a\r\n\r\n", 400),
+        (get("/")[:-2] + b"X: a\nY: b\r\n\r\n", 400),
+        (get("/", "Transfer-Encoding: chunked") + b"0x1\r\na\r\n0\r\n\r\n", 400),
+        (get("/", "Transfer-Encoding: chunked") + b"1\r\nab\r\n0\r\n\r\n", 400),
+        (get("/", "Transfer-Encoding: chunked") + b"1 \r\na\r\n0\r\n\r\n", 400),
+        (get("/", "Transfer-Encoding: chunked") + b"1\na\n0\n\n", 400),
+        (get("/", "Transfer-Encoding: chunked") + b"ffffffff\r\n", 413),
     ],
 )
 def test_what_is_refused_is_answered_and_closed(server: Daemon, request_bytes: bytes, status: int) -> None:

@@ -2,7 +2,10 @@
 
 import dataclasses
 import json
+import re
+import tomllib
 import typing
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +14,7 @@ from kdaemon import cli, config
 from kdaemon.config import Config, ConfigError
 
 ROOT = Path(__file__).parent.parent.parent
+MANUAL = (ROOT / "docs" / "configuration.md").read_text()
 
 
 def write(folder: Path, text: str) -> Path:
@@ -79,6 +83,44 @@ def test_everything_can_be_set_and_paths_are_relative_to_the_file(tmp_path: Path
         ("deadlines = 3\n", 1, "deadlines: must be a table"),
         ("[tickets]\nlifetime_s = 100\nrotation_s = 200\n", 3, "tickets.rotation_s: must not be longer"),
         ("[[certificate]]\nchain = 'a'\nkey = 'b'\n", 2, "certificate.chain: "),
+        ("[http]\nranges_max = 65\n", 2, "http.ranges_max: 65 is not in 0..64"),
+        ("[http]\ncharset = 'a\\nb'\n", 2, "http.charset: "),
+        ("[http]\n\ndefault_type = 'text'\n", 3, "http.default_type: 'text' is not a media type: such as"),
+        ("[[media_type]]\nsuffix = 'tar.gz'\ntype = 'a/b'\n", 1, "media_type: suffix 'tar.gz': what is behind"),
+        ("[[media_type]]\nsuffix = 'x'\ntype = \"a/b\\r\\nX: y\"\n", 1, "is not a media type"),
+        ("[[site]]\nroot = '.'\nnames = ['http://a']\n", 3, "site.names: 'http://a' is not a host name: such as"),
+        ("[[site]]\nroot = '.'\nnames = ['bücher.test']\n", 3, "'xn--bcher-kva.test'; write it so"),
+        ("[[site]]\nroot = '.'\nindex = ['a/b']\n", 3, "site.index: index 'a/b': a plain file name"),
+        ("[[site]]\nroot = '.'\nfallback = 'a'\n", 3, "site.fallback: page 'a': the path of a file"),
+        (
+            "[[site]]\nroot = '.'\nnames = ['A.test']\n[[site]]\nroot = '.'\nnames = ['b', 'a.test']\n",
+            6,
+            "site.names: 'a.test' is the name of another site, too",
+        ),
+        ("[[site]]\nroot = '.'\n[[site]]\nroot = '.'\n", 3, "site.names: only one site may leave out names"),
+        (
+            "[[site]]\nroot = '.'\n[[site.header]]\nname = 'Content-Length'\nvalue = '5'\n",
+            3,
+            "site.header: Content-Length is written by the server itself; leave it out",
+        ),
+        ("[[site]]\nroot = '.'\n[[site.header]]\nname = 'X'\nvalue = \"a\\r\\nb\"\n", 3, "no control characters"),
+        (
+            "[[site]]\nroot = '.'\n[[site.redirect]]\npath = '/a'\nto = '/b'\n\n"
+            "[[site.redirect]]\npath = 'b'\nto = '/'\n",
+            7,
+            "site.redirect: redirect 'b': a path pattern begins with",
+        ),
+        ("[[site]]\nroot = '.'\n[[site.error_page]]\nstatus = 200\npath = '/x'\n", 3, "not an error status"),
+        (
+            "[[site]]\nroot = '.'\n" + "[[site.error_page]]\nstatus = 404\npath = '/x'\n" * 2,
+            6,
+            "site.error_page: status 404 has a page already",
+        ),
+        (
+            "[[site]]\nroot = '.'\n" + "[[site.header]]\nname = 'X'\nvalue = 'y'\n" * 33,
+            3,
+            "site.header: more than 32 header rules in one site",
+        ),
     ],
 )
 def test_a_mistake_is_named_with_file_line_and_key(tmp_path: Path, text: str, line: int, complaint: str) -> None:
@@ -131,7 +173,41 @@ def keys(kind: type, prefix: str = "") -> list[str]:
 
 @pytest.mark.parametrize("key", keys(Config))
 def test_every_key_is_documented(key: str) -> None:
-    assert f"| `{key}` |" in (ROOT / "docs" / "configuration.md").read_text()
+    assert f"| `{key}` |" in MANUAL
+
+
+def test_every_default_in_the_documentation_is_the_default() -> None:
+    model = dict(defaults(Config))
+    shown = dict(re.findall(r"^\| `([\w.]+)` \| (\S.*?) \| ", MANUAL, re.MULTILINE))
+    for key, cell in shown.items():
+        if key in ("socket", "listen.address"):
+            continue  # said in words
+        if cell == "required":
+            assert model[key] is dataclasses.MISSING, key
+        else:
+            assert tomllib.loads(f"x = {cell.strip('`')}")["x"] == model[key], key
+
+
+def defaults(kind: type, prefix: str = "") -> Iterator[tuple[str, object]]:
+    hints = typing.get_type_hints(kind)
+    for entry in dataclasses.fields(kind):
+        hint = hints[entry.name]
+        inner = typing.get_args(hint)[0] if typing.get_origin(hint) is tuple else hint
+        if dataclasses.is_dataclass(inner):
+            yield from defaults(typing.cast(type, inner), f"{prefix}{entry.name}.")
+        else:
+            yield f"{prefix}{entry.name}", list(entry.default) if isinstance(entry.default, tuple) else entry.default
+
+
+@pytest.mark.parametrize("example", re.findall(r"```toml\n(.*?)```", MANUAL, re.DOTALL))
+def test_every_example_of_the_documentation_is_a_configuration(example: str) -> None:
+    mapping = tomllib.loads(example)
+    for site in mapping.get("site", []):
+        site["root"] = str(ROOT)
+    mapping.pop("certificate", None)  # its files are not here
+    loaded = config.from_mapping(mapping)
+    config.check(loaded)
+    assert loaded != Config()
 
 
 def test_check_says_ok_or_exits_with_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -45,16 +45,20 @@ def test_combined(tmp_path: Path) -> None:
         EVIL,
         b"nonsense\n",
         b"nonsense\r\n\r\n",
+        b"GET /%b HTTP/1.1\r\n" % (b"a" * 9000),
+        b"GET / HTTP/1.1\r\nHost: a\r\nUser-Agent:\r\n\r\n",
     )
     found = lines(log, tmp_path / "log")
     time = r"\[\d\d/[A-Z][a-z][a-z]/\d{4}:\d\d:\d\d:\d\d \+0000\]"
     assert re.fullmatch(rf'192\.0\.2\.1 - - {time} "GET /a\.txt\?q HTTP/1\.1" 200 7 "https://b/" "curl/8"', found[0])
     assert [line.split('" ')[1].split(" ")[:2] for line in found[1:4]] == [["200", "0"], ["206", "3"], ["304", "0"]]
-    assert r'"GET /a\x22\x5c\xff HTTP/1.1" 404' in found[4]
+    assert r'"GET /a\x22\x5C\xFF HTTP/1.1" 404' in found[4]
     assert found[4].endswith(r'"\x22x\x22" "a\x09b\x80"')
-    assert '"-" 400' in found[5]
+    assert '"nonsense" 400' in found[5]
     assert '"nonsense" 400' in found[6]
-    assert len(found) == 7
+    assert re.search(r'"GET /a{2043}" 414 \d+ "-" "-"$', found[7])
+    assert found[8].endswith('"-" ""')
+    assert len(found) == 9
 
 
 def test_json(tmp_path: Path) -> None:
@@ -67,6 +71,17 @@ def test_json(tmp_path: Path) -> None:
     assert entry["user_agent"] == "a\tb\x80"
     assert (entry["status"], entry["host"]) == (404, "a")
     assert entry["time"] > 1_700_000_000
+
+
+def test_json_keeps_utf_8(tmp_path: Path) -> None:
+    log = AccessLog("json")
+    agent = "\U0001f600 ä\u2028".encode() + b"\xc3\xed\xa0\x80\xf0\x9f\x98"
+    serve(tmp_path, log, b"GET / HTTP/1.1\r\nHost: a\r\nUser-Agent: " + agent + b"\r\n\r\n")
+    fd = os.open(tmp_path / "log", os.O_WRONLY | os.O_CREAT)
+    log.drain(fd)
+    os.close(fd)
+    entry = json.loads((tmp_path / "log").read_bytes())
+    assert entry["user_agent"] == "\U0001f600 ä\u2028\xc3\xed\xa0\x80\xf0\x9f\x98"
 
 
 def test_long_fields_are_cut_not_dropped(tmp_path: Path) -> None:

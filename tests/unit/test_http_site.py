@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from kdaemon_pyx.http_config import HeaderRule, Limits, RedirectRule, Site
+from kdaemon_pyx.http_config import SITE_BY_HOST, HeaderRule, Limits, RedirectRule, Site
 from kdaemon_pyx.http_context import FileContext
 from kdaemon_pyx.http_loopback import Loopback
 from support.http import Folder, folder, read_responses
@@ -88,6 +88,79 @@ def test_own_error_pages(rules: Folder) -> None:
     assert rules.get("/none", "Range: bytes=0-1", "If-None-Match: *").status == 404
     assert rules.get("/assets/").body.startswith(b"403 Forbidden")  # its page is missing
     assert rules.get("/404.html").status == 200
+    assert not {"etag", "last-modified", "accept-ranges"} & missing.headers.keys()
+
+
+def test_own_pages_have_what_the_status_and_the_path_ask_for(root: Path) -> None:
+    statuses = (400, 405, 408, 412, 413, 414, 416, 417, 421, 431, 501, 505)
+    site = Folder(
+        root,
+        names=("example.test",),
+        error_pages=dict.fromkeys(statuses, "/app.js"),
+        headers=(HeaderRule("/assets/*", (("X-Path", "assets"),)), HeaderRule("*", (("X-All", "y"),))),
+    )
+    refused = site.request("/assets/logo.svg", method="POST")
+    assert (refused.status, refused.headers["allow"], refused.body) == (405, "GET, HEAD, OPTIONS", b"app()")
+    assert refused.headers["x-path"] == "assets"
+    range_ = site.get("/assets/logo.svg", "Range: bytes=99-")
+    assert (range_.status, range_.headers["content-range"], range_.body) == (416, "bytes */6", b"app()")
+    assert site.get("/app.js", 'If-Match: "x"').body == b"app()"
+    for status, sent in {
+        400: b"GET / HTTP/1.1\r\n\r\n",
+        413: b"GET / HTTP/1.1\r\nHost: a\r\nContent-Length: 9999999\r\n\r\n",
+        414: b"GET /" + b"a" * 9000,
+        417: b"GET / HTTP/1.1\r\nHost: a\r\nExpect: tea\r\n\r\n",
+        421: b"GET / HTTP/1.1\r\nHost: other.test\r\n\r\n",
+        431: b"GET / HTTP/1.1\r\nHost: " + b"a" * 9000,
+        501: b"GET / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip\r\n\r\n",
+        505: b"GET / HTTP/2.0\r\nHost: a\r\n\r\n",
+    }.items():
+        (response,) = read_responses(site.connection().exchange(sent))
+        assert (response.status, response.body, response.headers["x-all"]) == (status, b"app()", "y")
+    late = site.connection()
+    late.feed(b"GET / HT")
+    late.advance(60_000)
+    assert read_responses(late.run())[0].body == b"app()"
+    site.close()
+
+
+def test_the_last_rule_for_a_field_wins(root: Path) -> None:
+    site = Folder(
+        root,
+        headers=(
+            HeaderRule("*", (("Cache-Control", "no-cache"), ("X-Frame-Options", "DENY"))),
+            HeaderRule("/assets/*", (("cache-control", "immutable"), ("X-Frame-Options", ""))),
+        ),
+    )
+    assert site.get("/app.js").headers["cache-control"] == "no-cache"
+    for response in (site.get("/assets/logo.svg"), site.get("/assets/none")):
+        assert response.headers["cache-control"] == "immutable"
+        assert "x-frame-options" not in response.headers
+    assert site.get("//assets/./logo.svg").headers["cache-control"] == "immutable"
+    site.close()
+
+
+def test_redirects_keep_method_and_queries(root: Path) -> None:
+    site = Folder(
+        root, redirects=(RedirectRule("/a/*", "/b?path=*#there", 307), RedirectRule("/all", "https://x.test/#top", 308))
+    )
+    posted = site.request("/a/x", "Content-Length: 0", method="POST")
+    assert (posted.status, posted.headers["location"]) == (307, "/b?path=x#there")
+    assert site.get("/a/x?q=1&r").headers["location"] == "/b?path=x&q=1&r#there"
+    assert site.get("/all?q").headers["location"] == "https://x.test/?q#top"
+    assert site.get("/all").headers["location"] == "https://x.test/#top"
+    site.close()
+    everything = Folder(root, redirects=(RedirectRule("*", "https://new.test*"),))
+    assert everything.request("*", method="OPTIONS").status == 204
+    assert everything.get("/").headers["location"] == "https://new.test/"
+    everything.close()
+
+
+def test_a_folder_is_no_fallback(root: Path) -> None:
+    site = Folder(root, fallback="/assets")
+    assert site.get("/none").status == 404
+    assert site.get("/assets").headers["location"] == "/assets/"
+    site.close()
 
 
 def test_fallback_for_single_page_applications(root: Path) -> None:
@@ -138,9 +211,35 @@ def test_sites_answer_for_their_names_alone(root: Path) -> None:
     assert status(1, "one.test") == 421
     assert status(1, "two.test:1") == 200
     assert status(2, "anything") == 200
+    assert status(2, "one.test") == 421, "it has a site of its own"
+    assert status(2, "a.wild.test") == 421
+    assert status(2 | SITE_BY_HOST, "anything") == 200
     absolute = Loopback(context, site=0).exchange(b"GET https://two.test/ HTTP/1.1\r\nHost: one.test\r\n\r\n")
     assert read_responses(absolute)[0].status == 421
     os.close(root_fd)
+
+
+def test_without_a_server_name_each_host_has_its_site(tmp_path: Path) -> None:
+    roots = []
+    for name in ("one", "wild", "exact", "none"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "index.html").write_text(name)
+        roots.append(os.open(tmp_path / name, os.O_PATH))
+    sites = [
+        Site(roots[0], names=("one.test",)),
+        Site(roots[1], names=("*.wild.test",)),
+        Site(roots[2], names=("a.wild.test",)),
+    ]
+    for given, other in ((sites, 421), ([*sites, Site(roots[3])], 200)):
+        context = FileContext(given)
+        connection = Loopback(context, site=(len(given) - 1) | SITE_BY_HOST)
+        hosts = ("one.test", "b.wild.test", "a.wild.test", "ONE.test:8", "other.test")
+        sent = b"".join(f"GET / HTTP/1.1\r\nHost: {host}\r\n\r\n".encode() for host in hosts)
+        responses = read_responses(connection.exchange(sent))
+        assert [r.body for r in responses[:4]] == [b"one", b"wild", b"exact", b"one"]
+        assert responses[4].status == other
+    for fd in roots:
+        os.close(fd)
 
 
 @pytest.mark.parametrize(
@@ -159,7 +258,15 @@ def test_sites_answer_for_their_names_alone(root: Path) -> None:
         (lambda: Limits(body_bytes_max=-1), "from 0"),
         (lambda: Limits(head_bytes_max=1), "from 16"),
         (lambda: FileContext([]), "one site"),
-        (lambda: FileContext([Site(0, headers=(HeaderRule("*", ()),) * 33)]), "32 at most"),
+        (lambda: Site(0, headers=(HeaderRule("*", (("X", "y"),)),) * 33), "more than 32"),
+        (lambda: HeaderRule("*", (("Content-Length", "5"),)), "written by the server"),
+        (lambda: HeaderRule("*", (("content-type", "text/html"),)), "media_type"),
+        (lambda: RedirectRule("/a", "b"), "begins with"),
+        (lambda: RedirectRule("/a", "/b c"), "percent-encode"),
+        (lambda: Site(0, names=("https://a.test",)), "not a host name"),
+        (lambda: Site(0, names=("a.test:443",)), "not a host name"),
+        (lambda: Site(0, names=("*",)), "not a host name"),
+        (lambda: Site(0, names=("bücher.test",)), "xn--bcher-kva.test"),
     ],
 )
 def test_wrong_settings_are_refused(make: object, message: str) -> None:

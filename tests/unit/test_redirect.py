@@ -25,6 +25,10 @@ from kdaemon.redirect import RedirectServer, redirect_response
         (b"GET / HTTP/1.1\r\nHost: [::1]:80\r\n\r\n", 443, 301, "https://[::1]/"),
         (b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", 443, 400, None),
         (b"GET / HTTP/1.1\r\n\r\n", 443, 400, None),
+        (b"GET / HTTP/1.1\r\nHost: a\r\n X: b\r\n\r\n", 443, 400, None),
+        (b"GET / HTTP/1.1\r\nHost: a/b\r\n\r\n", 443, 400, None),
+        (b"GET //evil.test/ HTTP/1.1\r\nHost: a\r\n\r\n", 443, 301, "https://a//evil.test/"),
+        (b"GET /?a HTTP/1.1\r\nHost: A.Test.:80\r\n\r\n", 443, 301, "https://A.Test./?a"),
         (b"\x16\x03\x01\n", 443, 400, None),
         (b"GET /" + b"a" * 9000, 443, 431, None),
     ],
@@ -36,6 +40,12 @@ def test_responses(head: bytes, port: int, status: int, location: str | None) ->
     assert lines[0].split()[1] == str(status)
     assert [line for line in lines if line.startswith("Location")] == ([f"Location: {location}"] if location else [])
     assert response.endswith(b"Connection: close\r\n\r\n")
+
+
+def test_a_client_that_names_no_host_goes_where_it_is() -> None:
+    response = redirect_response(b"GET /x HTTP/1.0\r\n\r\n", 8443, "2001:db8::7")
+    assert response is not None
+    assert b"\r\nLocation: https://[2001:db8::7]:8443/x\r\n" in response
 
 
 def test_an_incomplete_head_waits() -> None:
