@@ -20,8 +20,9 @@ def open_log(path: str) -> int:
 class AccessLogWriter:
     """Owns the descriptor it writes to. use() and close() are for the control thread."""
 
-    def __init__(self, ring: AccessLog, log: Any) -> None:
+    def __init__(self, ring: AccessLog, path: str, log: Any) -> None:
         self._ring = ring
+        self._path = path
         self._log = log
         self._lock = threading.Lock()  # of the two below
         self._fd = -1
@@ -60,8 +61,16 @@ class AccessLogWriter:
             while self._ring.drain(self._fd):
                 pass
         except OSError as error:
-            if not self._failed:  # told once; lines that find no room meanwhile are counted as log_dropped
-                self._log.error("access log cannot be written", problem=error.strerror)
+            if not self._failed:  # told once
+                self._log.error(
+                    "access log cannot be written",
+                    path=self._path,
+                    problem=error.strerror,
+                    meanwhile="requests are served; lines of this worker wait in memory, then they are dropped",
+                )
             self._failed = True
         else:
+            if self._failed:
+                dropped = self._ring.counters()["log_dropped"]
+                self._log.info("access log is written again", path=self._path, dropped=dropped)
             self._failed = False

@@ -7,10 +7,13 @@ import http
 import socket
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from email.utils import formatdate
 
 from kdaemon_pyx.http_request import parse
+
+from kdaemon.listeners import BACKLOG
 
 CONNECTIONS_MAX = 256  # of one worker; more wait in the listening socket's queue
 ACCEPTS_AT_ONCE = 32
@@ -58,8 +61,15 @@ class RedirectServer:
         self._listeners = listeners
         self._connections: dict[int, _Connection] = {}  # in the order of their deadlines
         self._listening = False
+        self._draining = False
         self.redirects = 0
+        self.cut = 0  # of a drain: requests that were not complete at its deadline
         self._listen()
+
+    @property
+    def under_way(self) -> int:
+        """Connections that have not ended."""
+        return len(self._connections)
 
     def _listen(self) -> None:
         if not self._listening and self._listeners and len(self._connections) < CONNECTIONS_MAX:
@@ -86,10 +96,13 @@ class RedirectServer:
                 if self._connections:
                     self._pause()
                 return
-            sock.setblocking(False)
-            connection = _Connection(sock, time.monotonic() + DEADLINE_S)
-            self._connections[sock.fileno()] = connection
-            self._watch(sock.fileno(), lambda _mask, connection=connection: self._readable(connection))  # type: ignore[misc]
+            self._accepted(sock)
+
+    def _accepted(self, sock: socket.socket) -> None:
+        sock.setblocking(False)
+        connection = _Connection(sock, time.monotonic() + DEADLINE_S)
+        self._connections[sock.fileno()] = connection
+        self._watch(sock.fileno(), lambda _mask: self._readable(connection))
 
     def _readable(self, connection: _Connection) -> None:
         try:
@@ -125,12 +138,27 @@ class RedirectServer:
             oldest = next(iter(self._connections.values()))
             if oldest.deadline > now:
                 return oldest.deadline
+            self.cut += self._draining and not oldest.answered
             self._end(oldest)
         return None
 
-    def close(self) -> None:
-        """Stops listening; connections under way have their deadline."""
+    def drain(self, deadline: float) -> None:
+        """Answers who has asked, in the listeners' queues too, ends who has not, and stops listening.
+
+        The supervisor lets nothing more into the queues. What is under way then has time until `deadline`, of
+        time.monotonic(); a second call may bring it forward.
+        """
+        self._draining = True
         self._pause()
         for listener in self._listeners:
+            with suppress(OSError):  # the queue is empty, or descriptors are short
+                for _ in range(BACKLOG + 1):
+                    self._accepted(listener.accept()[0])
             listener.close()
         self._listeners = []
+        for connection in list(self._connections.values()):
+            connection.deadline = min(connection.deadline, deadline)
+            if not connection.received and not connection.answered:
+                self._readable(connection)
+            if connection.sock.fileno() >= 0 and not connection.received and not connection.answered:
+                self._end(connection)

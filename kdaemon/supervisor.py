@@ -362,7 +362,7 @@ class Supervisor:
         if not self._stopping:
             self._log.info("stopping" if cut else "draining", deadline_ms=deadline_ms)
             self._stopping = True
-            for listener in self._listeners:
+            for listener in self._listeners + self._redirects:
                 listener.refuse_new()
         elif not cut:
             return

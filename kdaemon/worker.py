@@ -74,6 +74,7 @@ class Worker:
         self._essential: set[int] = set()  # descriptors without which there is no worker
         self._leaving = False
         self._draining = False
+        self._drained: int | None = None  # connections that the engine cut, when it has none left
         self._reported_ready = False
         self._listener_fds: dict[int, int] = {}  # listener number -> descriptor, owned until EVENT_UNLISTENED
         self._config = Config()
@@ -106,6 +107,7 @@ class Worker:
             if self._more_events:
                 self._engine_events(select.EPOLLIN)
             timeout_s = self._timeout_s()
+            self._leave_if_drained()
             if self._engine is not None:  # what the last batch of events, or a deadline just now, left to send
                 self._keys.flush()
                 self._engine.flush()
@@ -155,7 +157,7 @@ class Worker:
     def _start_engine(self) -> None:
         deadlines = self._config.deadlines
         ring = AccessLog(self._config.access_log.format) if self._config.access_log.path else None
-        self._access_log = AccessLogWriter(ring, self._log) if ring is not None else None
+        self._access_log = AccessLogWriter(ring, self._config.access_log.path, self._log) if ring is not None else None
         # Owner of the roots: this process, as long as the engine's file service is
         self._file_service: FileService | None = None  # a daemon for libtls alone has none
         if self._config.site or self._config.listen:
@@ -280,8 +282,7 @@ class Worker:
         elif kind == events.EVENT_UNLISTENED:
             self._unlistened(event[1])
         elif kind == events.EVENT_DRAINED:
-            self._say({"type": "drained", "cut": event[1]})
-            self._leaving = True
+            self._drained = event[1]
 
     def _accept_paused(self, error: int) -> None:
         now = time.monotonic()
@@ -447,12 +448,17 @@ class Worker:
             self._leaving = True
             return
         self._engine.drain(deadline_ms)  # before the listeners go: what is queued on them is still served
+        for server in self._redirects:
+            server.drain(time.monotonic() + deadline_ms / 1000)
         if not self._draining:
             self._draining = True
-            for server in self._redirects:
-                server.close()
             for number in self._listener_fds:
                 self._engine.unlisten(number)
+
+    def _leave_if_drained(self) -> None:
+        if self._drained is not None and not any(server.under_way for server in self._redirects):
+            self._say({"type": "drained", "cut": self._drained + sum(server.cut for server in self._redirects)})
+            self._leaving = True
 
     def _unlistened(self, number: int) -> None:
         if self._operations.unlistened(number):

@@ -188,7 +188,7 @@ def full_disk(server: Server, expected: bytes, directory: Path, clients: int) ->
     wait_for(lambda: log.stat().st_size > size, "lines are written again")
     _recovered(server, expected)
     wait_for(lambda: _settled(log), "the log is written")
-    dropped = sum(worker.get("log_dropped", 0) for worker in server.status()["workers"])
+    dropped = sum(worker["files"]["log_dropped"] for worker in server.status()["workers"])
     written = log.read_text().splitlines()
     whole = sum(line.startswith("127.0.0.1 - - [") and line.endswith('"') for line in written)
     if whole + dropped < lines or len(written) - whole > len(server.workers()):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import signal
 import socket
@@ -15,9 +16,11 @@ from pathlib import Path
 import pytest
 from interop.process_support import Connection, facts, kill_and_wait, pid_of, restarted, stop_and_wait, workers
 from support.certificates import Issued
-from support.clients import MemoryClient
+from support.clients import MemoryClient, receive_to_end
 from support.daemon import Daemon, control, serve
 from support.waiting import DEADLINE_S, eventually
+
+from kdaemon import redirect
 
 Serve = Callable[..., Daemon]
 
@@ -120,6 +123,33 @@ def test_connections_queued_when_the_drain_begins_are_served(site: Path, issued:
         late.settimeout(DEADLINE_S)
         with pytest.raises(ConnectionRefusedError):
             late.connect(daemon.address)
+
+
+def test_redirects_queued_when_the_drain_begins_are_answered(site: Path, issued: Issued, tmp_path: Path) -> None:
+    """As TLS connections are; who has said nothing is not waited for."""
+    configuration = tmp_path / "kdaemon.toml"
+    configuration.write_text('[[redirect_listen]]\naddress = "127.0.0.1:0"\n')
+    arguments = ("--workers", "1", "--config", str(configuration))
+    with serve(site, *arguments, issued=issued, ends_by_itself=True) as daemon, ExitStack() as stack:
+        host, _, port = json.loads(control(daemon, "status", "--json").stdout)["redirect_listeners"][0].partition(":")
+        worker = pid_of(daemon, "worker")
+        stop_and_wait(worker)
+        clients = [
+            stack.enter_context(socket.create_connection((host, int(port)), DEADLINE_S))
+            for _ in range(redirect.CONNECTIONS_MAX + 20)
+        ]
+        silent = stack.enter_context(socket.create_connection((host, int(port)), DEADLINE_S))
+        for number, client in enumerate(clients):
+            client.sendall(f"GET /{number} HTTP/1.1\r\nHost: one.test\r\n\r\n".encode())
+        daemon.signal()
+        eventually(lambda: b"draining" in daemon.stderr, "the drain has begun")
+        os.kill(worker, signal.SIGCONT)
+        for number, client in enumerate(clients):
+            assert f"\r\nLocation: https://one.test/{number}\r\n" in receive_to_end(client).decode()
+            client.close()
+        assert silent.recv(1) == b""
+        assert daemon.wait() == 0
+        daemon.assert_nothing_left()
 
 
 def test_a_worker_that_stands_still_does_not_keep_the_daemon_from_its_end(site: Path, issued: Issued) -> None:

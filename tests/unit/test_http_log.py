@@ -12,6 +12,9 @@ from kdaemon_pyx.http_config import Site
 from kdaemon_pyx.http_context import FileContext
 from kdaemon_pyx.http_log import AccessLog
 from kdaemon_pyx.http_loopback import Loopback
+from support.waiting import eventually
+
+from kdaemon.access_log import AccessLogWriter
 
 
 def serve(root: Path, log: AccessLog, *requests: bytes) -> FileContext:
@@ -134,6 +137,40 @@ def test_a_full_disk_is_an_error_and_passes(tmp_path: Path) -> None:
     os.close(full)
     (line,) = lines(log, tmp_path / "log")
     assert '"GET /one HTTP/1.1"' in line
+
+
+class Messages:
+    """A log that remembers the level and the fields of each message."""
+
+    def __init__(self) -> None:
+        self.said: list[tuple[str, dict[str, object]]] = []
+
+    def error(self, _event: str, **fields: object) -> None:
+        self.said.append(("error", fields))
+
+    def info(self, _event: str, **fields: object) -> None:
+        self.said.append(("info", fields))
+
+
+def test_the_writer_tells_once_that_it_cannot_write_and_when_it_can_again(tmp_path: Path) -> None:
+    ring, messages = AccessLog(), Messages()
+    writer = AccessLogWriter(ring, "/var/log/access.log", messages)
+    path = tmp_path / "log"
+    try:
+        writer.use(os.open("/dev/full", os.O_WRONLY))
+        serve(tmp_path, ring, b"GET /one HTTP/1.1\r\nHost: a\r\n\r\n")
+        ring.wake()
+        eventually(lambda: messages.said, "the writer has tried")
+        writer.use(os.open("/dev/full", os.O_WRONLY))  # tries again before it lets go of the old one
+        writer.use(os.open(path, os.O_WRONLY | os.O_CREAT))
+        ring.wake()
+        eventually(lambda: len(messages.said) > 1, "the writer has written")
+    finally:
+        writer.close()
+    (level, failure), (then, success) = messages.said
+    assert (level, failure["path"], failure["problem"]) == ("error", "/var/log/access.log", "No space left on device")
+    assert (then, success) == ("info", {"path": "/var/log/access.log", "dropped": 0})
+    assert '"GET /one HTTP/1.1"' in path.read_text("ascii")
 
 
 def test_a_line_cut_by_a_full_disk_ends_where_it_was_cut(tmp_path: Path) -> None:

@@ -120,6 +120,50 @@ def test_too_many_wait_in_the_queue(loop: Loop, monkeypatch: pytest.MonkeyPatch)
     clients[2].send(b"GET / HTTP/1.0\r\n\r\n")
     assert b" 301 " in until_answered(loop, clients[2])
     clients[2].close()
-    loop.server.close()
+    loop.server.drain(time.monotonic() + 100)
     loop.server.expire(time.monotonic() + 100)
     assert not loop.readers
+
+
+REQUEST = b"GET / HTTP/1.0\r\n\r\n"
+
+
+def test_who_asked_before_a_drain_is_answered_and_the_others_are_ended(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(redirect, "CONNECTIONS_MAX", 2)
+    accepted, waiting = loop.client(), loop.client()
+    while len(loop.readers) < 2 or loop.listener.fileno() in loop.readers:
+        loop.turn()
+    queued = [loop.client() for _ in range(5)]
+    for client in (accepted, *queued[1:]):
+        client.send(REQUEST)
+    loop.server.drain(time.monotonic() + 100)
+    assert loop.listener.fileno() < 0
+    for client in (accepted, *queued[1:]):
+        assert b" 301 " in client.recv(4096)
+        assert client.recv(1) == b""
+    for client in (waiting, queued[0]):  # they have not said a word
+        assert client.recv(1) == b""
+    assert loop.server.under_way == 5
+    for client in (accepted, waiting, *queued):
+        client.close()
+    while loop.readers:
+        loop.turn()
+    assert loop.server.under_way == loop.server.cut == 0
+
+
+def test_a_request_that_is_not_complete_at_the_drain_deadline_is_cut(loop: Loop) -> None:
+    with loop.client() as late, loop.client() as later:
+        for client in (late, later):
+            client.send(REQUEST[:-2])
+        now = time.monotonic()
+        loop.server.drain(now + 5)
+        assert loop.server.expire(now) == now + 5
+        late.send(REQUEST[-2:])
+        assert b" 301 " in until_answered(loop, late)
+        loop.server.drain(now + 1)  # the second signal is impatient
+        assert loop.server.expire(now) == now + 1
+        assert loop.server.expire(now + 1) is None
+        assert (loop.server.under_way, loop.server.cut, loop.readers) == (0, 1, {})
+        assert later.recv(1) == b""
