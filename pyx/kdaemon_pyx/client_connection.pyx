@@ -208,6 +208,8 @@ cdef int64_t on_data(Connection* c, const uint8_t* data, uint64_t length) noexce
         return <int64_t> length
     if endpoint.read_lent != CLIENT_NONE or data == trash:
         client_received(endpoint, length)
+        if c.end_told and c.input == NULL and c.service_state != NULL:
+            tell_end(c, endpoint)                      # both had come before the first READ: what was kept is taken now
         settle(endpoint.client)
         return 0
     taken = client_fill(endpoint, data, length)

@@ -12,9 +12,11 @@ import threading
 from collections.abc import Callable, Iterator
 
 import pytest
+from kdaemon_pyx import client_abi as abi
 from support.certificates import Issued
 from support.content import pattern
 from support.daemon import Daemon, descriptor_count, serve, status
+from support.layers import has_end
 from support.waiting import DEADLINE_S, eventually
 
 from libtls import Lane, TlsError, errors
@@ -222,9 +224,32 @@ def test_end_of_data_comes_after_data_that_nobody_asked_for_yet(daemon: Daemon, 
     goodbye.join(DEADLINE_S)
 
 
+@pytest.mark.parametrize("ends_well", [True, False], ids=["close_notify", "truncated"])
+def test_data_and_its_end_are_there_before_anybody_reads(daemon: Daemon, listener: Listener, ends_well: bool) -> None:
+    peer, connection = pair(daemon, listener)
+    ends = peer.getpeername(), peer.getsockname()
+    peer.sendall(b"all of it")
+    if ends_well:
+        peer.settimeout(0)
+        with pytest.raises(ssl.SSLWantReadError):  # our close_notify is out, the other's not there
+            peer.unwrap()
+    # Without OpenSSL, which would say goodbye.
+    with socket.socket(fileno=os.dup(peer.fileno())) as plain:
+        plain.shutdown(socket.SHUT_WR)
+    eventually(lambda: has_end(*ends), "the FIN is there")
+    connection.lane.run(abi.NOP)  # the connection's thread has seen it, too
+    assert connection.read(timeout=DEADLINE_S) == b"all of it"
+    for _ in range(2):
+        if ends_well:
+            assert connection.read(timeout=DEADLINE_S) == b""
+        else:
+            with pytest.raises(errors.Truncated, match="close_notify"):
+                connection.read(timeout=DEADLINE_S)
+    connection.close()
+    peer.close()
+
+
 def test_truncation_is_not_an_end(daemon: Daemon, listener: Listener) -> None:
-    if os.environ.get("KDAEMON_GUEST"):
-        pytest.xfail("known defect (CHANGELOG): a READ behind a FIN without close_notify may wait for ever")
     peer, connection = pair(daemon, listener)
     peer.sendall(b"half a")
     socket.socket(fileno=peer.detach()).close()

@@ -1,4 +1,4 @@
-"""What the kernel says of a socket's record layer: the ULP that INET_DIAG reports, as `ss -i` shows it."""
+"""What the kernel says of a socket: its record layer (the ULP of INET_DIAG, as `ss -i` shows it) and its state."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pyroute2 import DiagSocket
 _ULP_NAME, _ULP_TLS = 1, 2
 _TLS_TXCONF, _TLS_RXCONF = 3, 4
 _CONF_SOFTWARE = 2
+_CLOSE_WAIT = 8
 _ALL_STATES = 0xFFF
 _ALL_EXTENSIONS = 0xFF
 
@@ -20,13 +21,22 @@ def record_layer(local: tuple[str, int], remote: tuple[str, int]) -> str:
     """Of the IPv4 socket with these ends, its own first: "kernel" where TLS has its keys in both directions, "none"
     without a ULP or before the keys. Raises LookupError if there is no such socket.
     """
+    return _layer(_socket(local, remote))
+
+
+def has_end(local: tuple[str, int], remote: tuple[str, int]) -> bool:
+    """Whether the FIN of the other end has reached the socket. Raises LookupError if there is no such socket."""
+    return int(_socket(local, remote)["idiag_state"]) == _CLOSE_WAIT
+
+
+def _socket(local: tuple[str, int], remote: tuple[str, int]) -> Any:
     with DiagSocket() as diag:
         diag.bind()
         sockets = list(diag.get_sock_stats(family=socket.AF_INET, states=_ALL_STATES, extensions=_ALL_EXTENSIONS))
     for message in sockets:
         ends = (message["idiag_src"], message["idiag_sport"]), (message["idiag_dst"], message["idiag_dport"])
         if ends == (local, remote):
-            return _layer(message)
+            return message
     raise LookupError(f"no socket {local} -> {remote}")
 
 
