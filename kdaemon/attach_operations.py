@@ -368,6 +368,7 @@ class ClientOperations:
             credentials=lambda name, schemes: credentials.select(certificate or name, schemes),
             alpn=operation.alpn(),
             ticket_keys=None,
+            client_auth=lambda _name: None,  # that is the sites' policy
         )
 
     def _unlisten(self, number: int) -> None:

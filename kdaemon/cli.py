@@ -90,6 +90,8 @@ def _parser() -> argparse.ArgumentParser:
     connect.add_argument("peer", metavar="HOST:PORT", type=_peer)
     connect.add_argument("--cafile", metavar="FILE", help="trust these certificates, PEM (default: the system's)")
     connect.add_argument("--servername", metavar="NAME", help="name to ask for and to verify (default: HOST)")
+    connect.add_argument("--cert", metavar="FILE", help="our own certificate chain, PEM, for servers that ask for one")
+    connect.add_argument("--key", metavar="FILE", help="its private key, PEM")
     connect.add_argument("--alpn", action="append", metavar="PROTOCOL", help="offer this protocol, may be repeated")
     connect.add_argument("--insecure", action="store_true", help="do not verify the certificate")
     _add_ktls(connect)
@@ -201,12 +203,15 @@ def _check(options: argparse.Namespace) -> int:
 def _connect(options: argparse.Namespace) -> int:
     from kdaemon import connect  # noqa: PLC0415
 
+    if (options.cert is None) != (options.key is None):
+        raise ConfigError("--cert and --key belong together: give both, or neither")
     host, port = options.peer
     return connect.main(
         host,
         port,
         cafile=options.cafile,
         servername=options.servername,
+        certificate=(options.cert, options.key) if options.cert else None,
         alpn=tuple(options.alpn or ()),
         insecure=options.insecure,
         policy=options.ktls or "auto",

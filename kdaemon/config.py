@@ -189,6 +189,7 @@ def check(config: Config) -> None:
             site_rules(site, -1)
         except SettingError as error:
             raise _KeyProblem(("site", index, *error.keys), str(error)) from None
+        _check_client_ca(index, site)
     try:
         check_names(config.site)
     except SettingError as error:
@@ -208,6 +209,19 @@ def check(config: Config) -> None:
                 raise _KeyProblem(("certificate", index, name), f"{value!r} is not a file")
     if config.tickets.rotation_s > config.tickets.lifetime_s:
         raise _KeyProblem(("tickets", "rotation_s"), "must not be longer than lifetime_s")
+
+
+def _check_client_ca(index: int, site: Site) -> None:
+    if site.client_ca:
+        from kdaemon import client_trust  # noqa: PLC0415 - cryptography, which most configurations do without here
+
+        try:
+            client_trust.load(site)
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or "no certificates in PEM"
+            raise _KeyProblem(("site", index, "client_ca"), f"{site.client_ca!r}: {reason}") from None
+    elif site.client_certificate != "require":
+        raise _KeyProblem(("site", index, "client_certificate"), "needs client_ca: whose certificates are accepted")
 
 
 def parse_address(address: str) -> tuple[str, int]:

@@ -15,17 +15,18 @@ from pathlib import Path
 
 from cryptography.utils import CryptographyDeprecationWarning
 
-from kdaemon import ktls
+from kdaemon import credentials, ktls
+from kdaemon.config import Certificate
 from kdaemon.observe import KeyLogFile
 from kdaemon.socket_records import KernelRecords, SocketRecords, UserRecords
 from kdaemon.tls.certificates import TrustStore
 from kdaemon.tls.client import ClientHandshake
-from kdaemon.tls.configuration import DEFAULT_CIPHER_SUITES, ClientConfig
+from kdaemon.tls.configuration import DEFAULT_CIPHER_SUITES, ClientConfig, Credential
 from kdaemon.tls.constants import RECORD_SIZE_LIMIT_MAX, ContentType
 from kdaemon.tls.errors import CloseNotifyReceived, TlsError, TlsFault
 from kdaemon.tls.handshake import CLOSE_NOTIFY, Established
 from kdaemon.tls.post_handshake import ConnectionSecrets, ControlState, handle_control_record, start_key_update
-from kdaemon.tls.signing import Role
+from kdaemon.tls.signing import Role, sign
 
 HANDSHAKE_DEADLINE_S = 10.0
 _CHUNK_SIZE = 65536
@@ -41,12 +42,16 @@ def main(
     *,
     cafile: str | None = None,
     servername: str | None = None,
+    certificate: tuple[str, str] | None = None,
     alpn: tuple[str, ...] = (),
     insecure: bool = False,
     policy: str = "auto",
     keylog: str = "",
 ) -> int:
-    """Runs the command; returns its exit status: 0, or 1 with the failure named on standard error."""
+    """Runs the command; returns its exit status: 0, or 1 with the failure named on standard error.
+
+    `certificate`: files with our own chain and its key, for servers that ask.
+    """
     try:
         support = ktls.probe() if policy != "off" else None
         if policy == "require" and not (support and support.available):
@@ -57,15 +62,18 @@ def main(
             suites = tuple(suite for suite in suites if suite in support.suites)
             if not support.tx_max_payload:
                 record_size_limit = None  # this kernel makes no smaller records
+        own = credentials.load(Certificate(chain=certificate[0], key=certificate[1])) if certificate else None
+        credential = Credential(own.key_id, own.chain_der, own.schemes) if own else None
         config = ClientConfig(
             verify=None if insecure else _trust(cafile).verify_server,
             cipher_suites=suites,
             alpn=tuple(protocol.encode() for protocol in alpn),
+            credential=lambda _request: credential,
             record_size_limit=record_size_limit,
             key_log=KeyLogFile(keylog) if keylog else None,
         )
         with _connect(host, port) as sock:
-            established = _handshake(sock, config, servername or host)
+            established = _handshake(sock, config, servername or host, own)
             in_kernel = (
                 support is not None
                 and established.cipher_suite in support.suites
@@ -74,7 +82,7 @@ def main(
             records: SocketRecords = (KernelRecords if in_kernel else UserRecords)(sock, established)
             sock.setblocking(False)
             _relay(sock, records, established)
-    except (ConnectError, TlsError) as error:
+    except (ConnectError, credentials.CredentialError, TlsError) as error:
         print(f"kdaemon: {host}:{port}: {error}", file=sys.stderr)
         return 1
     except OSError as error:
@@ -102,12 +110,16 @@ def _connect(host: str, port: int) -> socket.socket:
         raise ConnectError(f"the name cannot be resolved: {error.strerror}") from None
 
 
-def _handshake(sock: socket.socket, config: ClientConfig, server_name: str) -> Established:
+def _handshake(
+    sock: socket.socket, config: ClientConfig, server_name: str, own: credentials.Credential | None
+) -> Established:
     """Record by record, so that not one byte behind the last handshake record is read: the kernel may want it."""
     handshake = ClientHandshake(config, server_name, random=os.urandom, now_s=time.time())
     deadline = time.monotonic() + HANDSHAKE_DEADLINE_S
     try:
         while True:
+            if own and (request := handshake.sign_request):
+                handshake.signature_ready(sign(own.private_key, request.scheme, request.role, request.transcript_hash))
             sock.sendall(handshake.data_to_send())
             if handshake.complete:
                 return handshake.established

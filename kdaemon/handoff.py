@@ -5,7 +5,7 @@ negotiates only such suites and lets no connection go another way, `off` never a
 and commits; this module says what it is given. Which service and site: by ALPN and by server name.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from kdaemon_pyx.engine import Engine
@@ -15,7 +15,7 @@ from kdaemon.config import Config, RecordLayerPolicy
 from kdaemon.key_protocol import TicketKey
 from kdaemon.site_settings import Site
 from kdaemon.tls import tickets
-from kdaemon.tls.configuration import DEFAULT_CIPHER_SUITES, Credential, ServerConfig
+from kdaemon.tls.configuration import DEFAULT_CIPHER_SUITES, ClientAuthentication, Credential, ServerConfig
 from kdaemon.tls.constants import RECORD_SIZE_LIMIT_MAX
 from kdaemon.tls.handshake import Established
 
@@ -38,7 +38,10 @@ class KtlsFacts:
 class ConnectionPolicy:
     """Decides where an established connection goes. Immutable; a reload makes another."""
 
-    def __init__(self, sites: Sequence[Site], first: int = 0) -> None:
+    def __init__(
+        self, sites: Sequence[Site], first: int = 0, asking: Mapping[int, ClientAuthentication] | None = None
+    ) -> None:
+        self._asking = {first + index: rule for index, rule in (asking or {}).items()}
         self._site_by_name = {
             name.lower().rstrip("."): first + index for index, site in enumerate(sites) for name in site.names
         }
@@ -53,6 +56,10 @@ class ConnectionPolicy:
             if (index := self._site_by_name.get(candidate)) is not None:
                 return index
         return self._site_default
+
+    def client_auth(self, server_name: str | None) -> ClientAuthentication | None:
+        """Whether a client that wants this name is asked for its certificate."""
+        return self._asking.get(self.site(server_name)) if self._asking else None
 
     def install(self, engine: Engine, connection: int, established: Established) -> None:
         """Gives the connection to the engine; the caller drops the handshake, and every secret with it, right after."""
@@ -94,6 +101,8 @@ def server_config(
     credentials: Callable[[str | None, tuple[int, ...]], Credential | None],
     ticket_keys: Sequence[TicketKey],
     key_log: Callable[[str], None] | None,
+    *,
+    client_auth: Callable[[str | None], ClientAuthentication | None],
 ) -> ServerConfig:
     """What the handshakes of a worker negotiate: with `require` only the suites that the kernel takes."""
     suites: tuple[int, ...] = DEFAULT_CIPHER_SUITES
@@ -112,6 +121,7 @@ def server_config(
         else None,
         ticket_count=config.tickets.count,
         ticket_lifetime_s=config.tickets.lifetime_s,
+        client_auth=client_auth,
         record_size_limit=record_size_limit,
         key_log=key_log,
     )

@@ -57,6 +57,8 @@ class ErrorPage:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Site:
     root: str = field(metadata={"path": True})
+    client_ca: str = field(default="", metadata={"path": True})  # PEM; empty: clients are not asked
+    client_certificate: Literal["require", "request"] = "require"  # with client_ca
     names: tuple[str, ...] = ()  # server names it answers to; empty: every other name
     index: tuple[str, ...] = ("index.html",)
     dotfiles: bool = False

@@ -13,7 +13,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from kdaemon_pyx import engine as events
@@ -24,7 +24,7 @@ from kdaemon_pyx.file_service import FileService
 from kdaemon_pyx.hkdf import hmac_digest
 from kdaemon_pyx.http_log import AccessLog
 
-from kdaemon import process
+from kdaemon import client_trust, process
 from kdaemon.access_log import AccessLogWriter
 from kdaemon.attach import Attachments
 from kdaemon.attach_connect import Connector
@@ -42,6 +42,7 @@ from kdaemon.observe import KeyLogFile, configure_logging, get_logger
 from kdaemon.redirect import RedirectServer
 from kdaemon.site_settings import http_limits, media_types, open_sites
 from kdaemon.tls import key_schedule
+from kdaemon.tls.configuration import ClientAuthentication
 from kdaemon.tls.signing import Role
 
 # The parent-death signal; not SIGTERM, which service managers and timeout(1) send to whole groups of processes: in
@@ -82,6 +83,7 @@ class Worker:
         self._cpu = -1
         self._accept_paused_told = -ACCEPT_PAUSED_INTERVAL_S
         self._credentials = CredentialStore(())
+        self._client_trust: Mapping[int, ClientAuthentication] = {}
         self._keys_channels: dict[int, KeyChannel] = {}
         self._backends: dict[tuple[str, str], int] = {}
         self._ticket_keys: list[TicketKey] = []
@@ -381,6 +383,7 @@ class Worker:
         before, self._config = self._config, from_mapping(message["config"])
         configure_logging(self._config.log, f"worker-{self._index}")
         self._credentials = CredentialStore(message["credentials"])
+        self._client_trust = client_trust.load_all(self._config.site, self._log.error)
         if self._engine is None:
             self._start_engine()
         elif before.site != self._config.site and self._file_service is not None:
@@ -400,8 +403,16 @@ class Worker:
 
     def _renew(self) -> None:
         """What new connections begin with, after a change of configuration, credentials or ticket keys."""
-        config = server_config(self._config, self._ktls, self._credentials.select, self._ticket_keys, self._key_log)
-        self._driver.configure(config, ConnectionPolicy(self._config.site, self._sites_first))
+        policy = ConnectionPolicy(self._config.site, self._sites_first, self._client_trust)
+        config = server_config(
+            self._config,
+            self._ktls,
+            self._credentials.select,
+            self._ticket_keys,
+            self._key_log,
+            client_auth=policy.client_auth,
+        )
+        self._driver.configure(config, policy)
         self._attachments.configure(self._config.clients)
         self._operations.configure(
             Settings(

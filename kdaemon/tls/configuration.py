@@ -71,11 +71,20 @@ class ExternalPsk:
 
 @dataclass(frozen=True, slots=True)
 class ClientAuthentication:
-    """Ask clients for a certificate. ``authorities``: DER distinguished names to hint at."""
+    """Ask clients for a certificate.
+
+    ``authorities``: DER distinguished names to hint at. ``context`` stands for what ``verify`` trusts: a session made
+    under another one is not resumed (RFC 8446 §4.6.1 leaves what a ticket proves to the server).
+    """
 
     verify: ChainVerifier
     required: bool = True
     authorities: tuple[bytes, ...] = ()
+    context: bytes = b""
+
+
+def _no_client_auth(_server_name: str | None) -> ClientAuthentication | None:
+    return None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -83,7 +92,8 @@ class ServerConfig:
     """A server's decisions.
 
     ``credentials(server_name, signature_algorithms)`` gives the credential for a name (None: the client sent none), or
-    None, or raises UnrecognizedName. ``ticket_keys`` None: no tickets, no resumption; assign a new object to rotate.
+    None, or raises UnrecognizedName. ``client_auth(server_name)`` says whether clients are asked for a certificate.
+    ``ticket_keys`` None: no tickets, no resumption; assign a new object to rotate.
     ``psk_required`` refuses clients that bring no known PSK. ``record_size_limit`` is what this side takes (64..16385);
     None leaves RFC 8449 unnegotiated: needed where whoever sends on the connection cannot honour
     ``Established.record_size_max``.
@@ -98,7 +108,7 @@ class ServerConfig:
     ticket_lifetime_s: int = 86_400
     external_psk: Callable[[bytes], ExternalPsk | None] | None = None
     psk_required: bool = False
-    client_auth: ClientAuthentication | None = None
+    client_auth: Callable[[str | None], ClientAuthentication | None] = _no_client_auth
     record_size_limit: int | None = RECORD_SIZE_LIMIT_MAX
     advertise_groups: tuple[int, ...] = ()
     key_log: KeyLog | None = None

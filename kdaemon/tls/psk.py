@@ -79,7 +79,10 @@ def _ticket_acceptable(
 ) -> bool:
     if ticket.cipher_suite not in SUITES:
         return False
-    age_ms = int(now_s * 1000) - ticket.issued_at_ms
+    now_ms = int(now_s * 1000)
+    age_ms = now_ms - ticket.issued_at_ms
+    if now_ms > ticket.session_ends_at_ms:
+        return False
     if age_ms < -TICKET_AGE_TOLERANCE_MS or age_ms > 1000 * min(ticket.lifetime_s, TICKET_LIFETIME_MAX_S):
         return False
     claimed_age_ms = (offered.obfuscated_ticket_age - ticket.age_add) & 0xFFFFFFFF
@@ -87,7 +90,12 @@ def _ticket_acceptable(
         return False
     if ticket.server_name != (offer.server_name or ""):  # RFC 6066 §3: a session belongs to its name
         return False
-    return config.client_auth is None or not config.client_auth.required or bool(ticket.client_certificate_der)
+    client_auth = config.client_auth(offer.server_name)
+    if client_auth is None:
+        return True
+    if not ticket.client_certificate_der:
+        return not client_auth.required
+    return ticket.client_context == client_auth.context
 
 
 def _suite_with_hash(

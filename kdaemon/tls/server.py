@@ -24,6 +24,7 @@ from kdaemon.tls.constants import (
     FINISHED_SIZE_MAX,
     HELLO_RETRY_REQUEST_RANDOM,
     RANDOM_SIZE,
+    TICKET_LIFETIME_MAX_S,
     VERSION_TLS_1_3,
     ContentType,
     HandshakeType,
@@ -130,11 +131,12 @@ class ServerHandshake(Handshake):
     TRANSITIONS: ClassVar[Transitions]
 
     __slots__ = (
+        "_client_auth",
+        "_client_context",
         "_client_random",
         "_client_resumes",
         "_client_secret",
         "_config",
-        "_credential",
         "_first_hello",
         "_flight",
         "_handshake_stage",
@@ -145,6 +147,7 @@ class ServerHandshake(Handshake):
         "_retry_group",
         "_retry_transcript",
         "_server_secret",
+        "_session_ends_at_ms",
         "_suite",
     )
 
@@ -161,6 +164,9 @@ class ServerHandshake(Handshake):
         self._retry_group = 0
         self._retry_transcript = b""
         self._flight = b""
+        self._client_auth: ClientAuthentication | None = None
+        self._client_context = b""
+        self._session_ends_at_ms = int((now_s + TICKET_LIFETIME_MAX_S) * 1000)
         self._client_random = b""
         self._client_resumes = False
         self._client_secret = b""
@@ -264,8 +270,11 @@ class ServerHandshake(Handshake):
         if psk is not None:
             result.resumed = psk.ticket is not None
             result.external_psk_identity = psk.external_identity
-            if psk.ticket is not None and psk.ticket.client_certificate_der:
-                result.peer_chain_der = (psk.ticket.client_certificate_der,)
+            if psk.ticket is not None:
+                self._session_ends_at_ms = psk.ticket.session_ends_at_ms
+                self._client_context = psk.ticket.client_context
+                if psk.ticket.client_certificate_der:
+                    result.peer_chain_der = (psk.ticket.client_certificate_der,)
 
         limit = config.record_size_limit if offer.record_size_limit is not None else None
         flight = _encrypted_extensions(config.advertise_groups, limit, offer.server_name is not None, alpn)
@@ -273,8 +282,9 @@ class ServerHandshake(Handshake):
             self._transcript.update(flight)
             self._finish_flight(flight, requested_certificate=False)
             return
-        if config.client_auth is not None:
-            flight += self._make_certificate_request(config.client_auth)
+        client_auth = self._client_auth = config.client_auth(offer.server_name)
+        if client_auth is not None:
+            flight += self._make_certificate_request(client_auth)
         flight += credential.certificate_message(offer.status_request)
         self._transcript.update(flight)
         self._flight = flight
@@ -325,7 +335,7 @@ class ServerHandshake(Handshake):
         certificate_verify = serialize_certificate_verify(request.scheme, signature)
         self._transcript.update(certificate_verify)
         flight, self._flight = self._flight + certificate_verify, b""
-        self._finish_flight(flight, requested_certificate=self._config.client_auth is not None)
+        self._finish_flight(flight, requested_certificate=self._client_auth is not None)
         self._process()
 
     def _finish_flight(self, flight: bytes, *, requested_certificate: bool) -> None:
@@ -359,7 +369,7 @@ class ServerHandshake(Handshake):
     # --- the client's second flight
 
     def _handle_certificate(self, message: bytes) -> None:
-        client_auth = self._config.client_auth
+        client_auth = self._client_auth
         assert client_auth is not None
         certificate = parse_certificate(message)
         if certificate.context:
@@ -377,6 +387,9 @@ class ServerHandshake(Handshake):
         chain_der = tuple(entry.certificate_der for entry in certificate.entries)
         client_auth.verify(chain_der, self._now_s)
         self._result.peer_chain_der = chain_der
+        self._client_context = client_auth.context
+        expires_at_ms = int(self._peer_key.not_valid_after_utc.timestamp() * 1000)
+        self._session_ends_at_ms = min(self._session_ends_at_ms, expires_at_ms)
         self.state = ServerState.EXPECT_CERTIFICATE_VERIFY
 
     def _handle_certificate_verify(self, message: bytes) -> None:
@@ -409,23 +422,27 @@ class ServerHandshake(Handshake):
         client_certificate = result.peer_chain_der[0] if result.peer_chain_der else b""
         if len(client_certificate) > CLIENT_CERTIFICATE_SIZE_MAX:
             return
+        now_ms = int(self._now_s * 1000)
+        lifetime_s = min(config.ticket_lifetime_s, (self._session_ends_at_ms - now_ms) // 1000)
+        if lifetime_s <= 0:
+            return
         messages = b""
         for number in range(config.ticket_count):
             nonce = number.to_bytes(1, "big")
             age_add = int.from_bytes(self._random(4), "big")
             contents = TicketContents(
                 suite.code,
-                int(self._now_s * 1000),
-                config.ticket_lifetime_s,
+                now_ms,
+                self._session_ends_at_ms,
+                lifetime_s,
                 age_add,
                 ticket_psk(suite.hash, resumption_secret, nonce),
                 result.server_name or "",
                 client_certificate,
+                self._client_context,
             )
             ticket = ticket_keys.seal(contents, self._random(TICKET_NONCE_SIZE))
-            messages += serialize_new_session_ticket(
-                NewSessionTicket(config.ticket_lifetime_s, age_add, nonce, ticket, {})
-            )
+            messages += serialize_new_session_ticket(NewSessionTicket(lifetime_s, age_add, nonce, ticket, {}))
         self._send_record(ContentType.HANDSHAKE, messages)
 
 

@@ -16,22 +16,29 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 KEY_NAME_SIZE: Final = 16
 KEY_SIZE: Final = 32
 TICKET_NONCE_SIZE: Final = 12
-_FORMAT_VERSION: Final = 1
-_FIXED = struct.Struct(">BHQIIBBH")
+_FORMAT_VERSION: Final = 2
+_FIXED = struct.Struct(">BHQQIIBBHB")
 #: A ticket with a larger client certificate in it would not be worth its bytes in every ClientHello.
 CLIENT_CERTIFICATE_SIZE_MAX: Final = 4096
 
 
 class TicketContents(NamedTuple):
-    """What a ticket remembers. ``issued_at_ms`` is wall-clock time; ``psk`` is the resumption PSK itself."""
+    """What a ticket remembers.
+
+    ``issued_at_ms`` is wall-clock time; so is ``session_ends_at_ms``, which tickets of resumed connections inherit: no
+    chain of resumptions outlives what the first handshake proved. ``psk`` is the resumption PSK itself;
+    ``client_context`` is ``ClientAuthentication.context``, empty without a client certificate.
+    """
 
     cipher_suite: int
     issued_at_ms: int
+    session_ends_at_ms: int
     lifetime_s: int
     age_add: int
     psk: bytes
     server_name: str
     client_certificate_der: bytes
+    client_context: bytes = b""
 
     def __repr__(self) -> str:
         return f"TicketContents(cipher_suite={self.cipher_suite:#06x}, server_name={self.server_name!r})"
@@ -81,15 +88,18 @@ class TicketKeys:
                 _FORMAT_VERSION,
                 contents.cipher_suite,
                 contents.issued_at_ms,
+                contents.session_ends_at_ms,
                 contents.lifetime_s,
                 contents.age_add,
                 len(contents.psk),
                 len(server_name),
                 len(contents.client_certificate_der),
+                len(contents.client_context),
             )
             + contents.psk
             + server_name
             + contents.client_certificate_der
+            + contents.client_context
         )
         return self._current.seal(plaintext, nonce)
 
@@ -101,15 +111,20 @@ class TicketKeys:
         plaintext = key.open(ticket)
         if plaintext is None or plaintext[0] != _FORMAT_VERSION:
             return None
-        _, suite, issued_at_ms, lifetime_s, age_add, psk_size, name_size, _ = _FIXED.unpack_from(plaintext)
+        _, suite, issued_at_ms, ends_at_ms, lifetime_s, age_add, psk_size, name_size, certificate_size, _ = (
+            _FIXED.unpack_from(plaintext)
+        )
         psk_end = _FIXED.size + psk_size
         name_end = psk_end + name_size
+        certificate_end = name_end + certificate_size
         return TicketContents(
             suite,
             issued_at_ms,
+            ends_at_ms,
             lifetime_s,
             age_add,
             plaintext[_FIXED.size : psk_end],
             plaintext[psk_end:name_end].decode("ascii"),
-            plaintext[name_end:],
+            plaintext[name_end:certificate_end],
+            plaintext[certificate_end:],
         )

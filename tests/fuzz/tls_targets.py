@@ -102,11 +102,11 @@ def _tickets():
 
 def _config(number: int):
     groups = (NamedGroup.X25519MLKEM768, NamedGroup.X25519, NamedGroup.SECP256R1, NamedGroup.SECP384R1)
-    auth = ClientAuthentication(lambda chain, now_s: None, required=False) if number & 1 else None
+    auth = ClientAuthentication(lambda chain, now_s: None, required=False)
     return tls_pair.server_config(
         ticket_keys=_tickets(),
         alpn=(b"http/1.1",) if number & 2 else (),
-        client_auth=auth,
+        client_auth=lambda name: auth if number & 1 else None,
         groups=groups[2:] if number & 4 else groups,
         record_size_limit=1000 if number & 8 else None,
     )

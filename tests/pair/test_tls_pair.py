@@ -2,9 +2,11 @@
 
 import gc
 import time
+from dataclasses import replace
 
 import pytest
 import tls_pair
+from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from tls_pair import (
     KEY_KINDS,
@@ -342,3 +344,46 @@ def test_the_client_hello_is_not_kept_while_finished_is_awaited():
     client.receive(server.data_to_send())
     server.receive(client.data_to_send())
     assert server.complete
+
+
+def resume(config, ticket, *, now_s):
+    """The server of a connection at ``now_s`` that was offered ``ticket``, and the ticket it gave."""
+    client = make_client(client_config(verify=None), session=ticket, now_s=now_s)
+    run(client, server := make_server(config, now_s=now_s))
+    tickets = receive_tickets(client, now_s=now_s)
+    return server.established.resumed, tickets[0] if tickets else None
+
+
+def test_no_chain_of_resumptions_outlives_seven_days():
+    day_s = 86_400
+    config = server_config(ticket_keys=tls_pair.ticket_keys(), ticket_lifetime_s=3 * day_s)
+    now_s = time.time()
+    client = make_client(client_config(), now_s=now_s)
+    run(client, make_server(config, now_s=now_s))
+    (ticket,) = receive_tickets(client, now_s=now_s)
+    for days in (2, 4, 6):
+        resumed, ticket = resume(config, ticket, now_s=now_s + days * day_s)
+        assert resumed
+    assert ticket.lifetime_s == day_s
+    resumed, _ = resume(config, ticket, now_s=now_s + 6.99 * day_s)
+    assert resumed
+    ticket = ticket._replace(lifetime_s=7 * day_s)
+    resumed, _ = resume(config, ticket, now_s=now_s + 7.01 * day_s)
+    assert not resumed
+
+
+def test_a_session_ends_with_the_clients_certificate():
+    identity = issue("client", make_key("p256"), tls_pair.authority(), usage=ExtendedKeyUsageOID.CLIENT_AUTH)
+    expires_s = x509.load_der_x509_certificate(identity.der).not_valid_after_utc.timestamp()
+    auth = ClientAuthentication(tls_pair.trust().verify_client, context=b"one")
+    config = server_config(client_auth=auth, ticket_keys=tls_pair.ticket_keys(), ticket_lifetime_s=86_400)
+    now_s = expires_s - 100
+    client = make_client(client_config(verify=None, credential=lambda _: identity.credential()), now_s=now_s)
+    run(client, make_server(config, now_s=now_s), client_identity=identity)
+    (ticket,) = receive_tickets(client, now_s=now_s)
+    assert ticket.lifetime_s == 100
+    assert resume(config, ticket, now_s=now_s + 99)[0]
+
+    other = server_config(client_auth=replace(auth, context=b"two"), ticket_keys=config.ticket_keys)
+    with pytest.raises(errors.CertificateRequired):
+        resume(other, ticket, now_s=now_s + 10)

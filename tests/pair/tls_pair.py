@@ -18,7 +18,7 @@ from cryptography.x509.oid import NameOID
 from kdaemon.tls import signing
 from kdaemon.tls.certificates import TrustStore
 from kdaemon.tls.client import ClientHandshake
-from kdaemon.tls.configuration import ClientConfig, Credential, ServerConfig
+from kdaemon.tls.configuration import ClientAuthentication, ClientConfig, Credential, ServerConfig
 from kdaemon.tls.handshake import Handshake, TrafficKeys
 from kdaemon.tls.key_schedule import SUITES
 from kdaemon.tls.post_handshake import ConnectionSecrets, ControlState, handle_control_record
@@ -133,8 +133,10 @@ def ticket_keys() -> TicketKeys:
 
 
 def server_config(kind: str = "p256", **options: object) -> ServerConfig:
-    """A configuration with one certificate for all names."""
+    """A configuration with one certificate, and one rule for those of clients, for all names."""
     credential = server_identity(kind).credential()
+    if isinstance(auth := options.get("client_auth"), ClientAuthentication):
+        options["client_auth"] = lambda name: auth
     return ServerConfig(credentials=lambda name, algorithms: credential, **options)
 
 

@@ -34,8 +34,14 @@ def test_seals_what_another_implementation_opens(suite: int, length: int) -> Non
 def test_opens_what_another_implementation_seals(suite: int) -> None:
     key, iv = b"k" * SUITES[suite][1], b"i" * 12
     protection = RecordProtection(suite, key, iv, sequence=7, encrypt=False)
-    records = [(23, b"data", 0), (22, b"message", 1), (21, b"\x01\x00", 300), (23, b"", 0), (23, b"\0" * 16384, 0),
-               (23, b"x", 16383)]
+    records = [
+        (23, b"data", 0),
+        (22, b"message", 1),
+        (21, b"\x01\x00", 300),
+        (23, b"", 0),
+        (23, b"\0" * 16384, 0),
+        (23, b"x", 16383),
+    ]
     for sequence, (content_type, content, padding) in enumerate(records, 7):
         record = seal(suite, key, iv, sequence, content + bytes([content_type]) + b"\0" * padding)
         assert protection.open(record) == (content_type, content)
@@ -62,11 +68,11 @@ def test_names_the_bad_shapes() -> None:
             RecordProtection(0x1301, key, iv, encrypt=False).open(record)
         return failure.value.errno
 
-    assert error(seal(0x1301, key, iv, 0, b"\0" * 20)) == EPROTO           # no content type
-    assert error(seal(0x1301, key, iv, 0, b"x" * 16385 + b"\x17")) == EMSGSIZE         # more than 2^14 bytes of content
-    assert error(b"\x17\x03\x03\x41\x01" + b"x" * 16641) == EMSGSIZE                  # over 2^14 + 256 on the wire
-    assert error(b"\x17\x03\x03\x00\x10" + b"x" * 16) == EBADMSG                       # no room for a content type
-    assert error(b"\x16\x03\x03\x00\x20" + b"x" * 32) == EPROTO                        # not protected
+    assert error(seal(0x1301, key, iv, 0, b"\0" * 20)) == EPROTO  # no content type
+    assert error(seal(0x1301, key, iv, 0, b"x" * 16385 + b"\x17")) == EMSGSIZE  # more than 2^14 bytes of content
+    assert error(b"\x17\x03\x03\x41\x01" + b"x" * 16641) == EMSGSIZE  # over 2^14 + 256 on the wire
+    assert error(b"\x17\x03\x03\x00\x10" + b"x" * 16) == EBADMSG  # no room for a content type
+    assert error(b"\x16\x03\x03\x00\x20" + b"x" * 32) == EPROTO  # not protected
 
 
 def test_stops_at_the_aead_limit() -> None:

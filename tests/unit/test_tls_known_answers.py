@@ -228,7 +228,7 @@ def test_server_retry(monkeypatch):
 
 def test_server_client_authentication(monkeypatch):
     trace = Trace(CLIENT_AUTH)
-    server = traced_server(trace, monkeypatch, client_auth=ClientAuthentication(lambda chain, now_s: None))
+    server = traced_server(trace, monkeypatch, client_auth=lambda name: ClientAuthentication(lambda chain, now_s: None))
     server.certificate_request = trace.message("server", "CertificateRequest")
     client_hello, client_flight = trace.records("client")
     server.receive(client_hello)
@@ -249,7 +249,7 @@ class TraceTickets:
     def open(self, identity):
         if identity != self.identity:
             return None
-        return TicketContents(SUITE.code, 0, 100, self.age_add, self.psk, "server", b"")
+        return TicketContents(SUITE.code, 0, 100_000, 100, self.age_add, self.psk, "server", b"")
 
 
 def test_server_resumed_up_to_the_server_hello(monkeypatch):
