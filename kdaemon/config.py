@@ -207,6 +207,9 @@ def check(config: Config) -> None:
             value = getattr(certificate, name)
             if (value or name != "ocsp") and not Path(value).is_file():
                 raise _KeyProblem(("certificate", index, name), f"{value!r} is not a file")
+    folder = Path(config.access_log.path).parent
+    if config.access_log.path and not folder.is_dir():
+        raise _KeyProblem(("access_log", "path"), f"{str(folder)!r} is not a folder: make it, or name another")
     if config.tickets.rotation_s > config.tickets.lifetime_s:
         raise _KeyProblem(("tickets", "rotation_s"), "must not be longer than lifetime_s")
 
@@ -228,7 +231,7 @@ def parse_address(address: str) -> tuple[str, int]:
     """ "127.0.0.1:8443" or "[::1]:8443" -> (host, port). Raises ValueError."""
     host, colon, port = address.rpartition(":")
     if not colon or not port.isdecimal() or int(port) > 65535:
-        raise ValueError(f"{address!r} is not ADDRESS:PORT")
+        raise ValueError(f"{address!r} is not ADDRESS:PORT, such as 0.0.0.0:443")
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]
     elif ":" in host:

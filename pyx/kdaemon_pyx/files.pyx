@@ -1,15 +1,16 @@
 """The file table: paths to opened files, bounded, revalidated."""
 
 from libc.errno cimport (
-    EACCES, EAGAIN, EINTR, EINVAL, ELOOP, EMFILE, ENAMETOOLONG, ENFILE, ENODEV, ENOENT, ENOMEM, ENOTDIR, ENXIO, EPERM, EXDEV, errno,
+    EACCES, EAGAIN, EINTR, EINVAL, ELOOP, EMFILE, ENAMETOOLONG, ENFILE, ENODEV, ENOENT, ENOMEM, ENOTDIR, ENXIO, EPERM, EXDEV,
 )
 from libc.stdint cimport INT64_MIN, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcmp, memcpy, memset
-from posix.fcntl cimport O_CLOEXEC, O_DIRECTORY, O_NONBLOCK, O_RDONLY
+from posix.fcntl cimport O_DIRECTORY, O_NONBLOCK, O_RDONLY
 from posix.stat cimport S_ISDIR, S_ISREG
 from posix.unistd cimport close
 
+from kdaemon_pyx.beneath cimport openat_beneath
 from kdaemon_pyx.http_request cimport PATH_BYTES_MAX, Slice
 from kdaemon_pyx.http_site cimport LINES_MAX, SiteC, matching_lines
 from kdaemon_pyx.listing cimport LISTING_HTML, Listing, make_listing
@@ -24,20 +25,6 @@ cdef extern from "<sys/stat.h>" nogil:
 
 cdef extern from "<fcntl.h>" nogil:
     const int O_NOCTTY
-
-cdef extern from "<linux/openat2.h>" nogil:
-    struct open_how:
-        uint64_t flags
-        uint64_t mode
-        uint64_t resolve
-    const uint64_t RESOLVE_BENEATH
-    const uint64_t RESOLVE_NO_MAGICLINKS
-
-cdef extern from "<sys/syscall.h>" nogil:
-    const long SYS_openat2
-
-cdef extern from "<unistd.h>" nogil:
-    long syscall(long number, ...)
 
 cdef extern from "<sys/random.h>" nogil:
     ssize_t getrandom(void* buffer, size_t length, unsigned int flags)
@@ -183,27 +170,20 @@ cdef int status_of_errno(int error) noexcept nogil:
 
 cdef int open_beneath(FileTable* table, int root_fd, const uint8_t* path, uint64_t flags) noexcept nogil:
     # The descriptor, or a negative errno.
-    cdef open_how how
     cdef int _attempt
-    cdef long fd = -EAGAIN
-    while path[0] == c'/':
-        path += 1
-    memset(&how, 0, sizeof(how))
-    how.flags = flags | O_CLOEXEC | O_NONBLOCK | O_NOCTTY
-    how.resolve = RESOLVE_BENEATH | RESOLVE_NO_MAGICLINKS
+    cdef int fd = -EAGAIN
     for _attempt in range(ATTEMPTS):
-        fd = syscall(SYS_openat2, root_fd, path if path[0] != 0 else <const uint8_t*>b".", &how, sizeof(how))
+        fd = openat_beneath(root_fd, path, flags | O_NONBLOCK | O_NOCTTY)
         if fd >= 0:
             table.opens += 1
-            return <int>fd
-        fd = -errno
+            return fd
         if fd == -EMFILE or fd == -ENFILE:
             if table.orders[<int>LIST_FILES].oldest == NULL:
                 break
             evict_other(table)
         elif fd != -EAGAIN and fd != -EINTR:               # EAGAIN: "..", and something was renamed meanwhile
             break
-    return <int>fd
+    return fd
 
 
 cdef void evict_other(FileTable* table) noexcept nogil:
@@ -304,7 +284,7 @@ cdef int list_directory(
     cdef Slice[LINES_MAX] lines
     cdef Listing listing
     cdef int kind
-    cdef int error = make_listing(fd, url_path.data, url_path.length, site.dotfiles, &listing)
+    cdef int error = make_listing(fd, site.root_fd, url_path.data, url_path.length, site.dotfiles, &listing)
     if error < 0:
         return status_of_errno(-error)
     memset(&given, 0, sizeof(given))

@@ -7,8 +7,9 @@ from libc.string cimport memcpy, memset, strlen
 from posix.stat cimport S_ISDIR, S_ISLNK, S_ISREG
 from posix.unistd cimport close
 
+from kdaemon_pyx.beneath cimport openat_beneath
 from kdaemon_pyx.http_grammar cimport is_token_byte, parse_weight, skip_blanks, utf8_length
-from kdaemon_pyx.http_request cimport Slice, equals_ignoring_case
+from kdaemon_pyx.http_request cimport PATH_BYTES_MAX, Slice, equals_ignoring_case
 from kdaemon_pyx.http_response cimport HTTP_DATE_BYTES, Writer, format_http_date, put_decimal, put_encoded_path
 from kdaemon_pyx.representation cimport file_stat
 
@@ -23,10 +24,12 @@ cdef extern from "<dirent.h>" nogil:
     int dirfd(DIR* directory)
 
 cdef extern from "<sys/stat.h>" nogil:
+    int fstat(int fd, file_stat* status)
     int fstatat(int fd, const char* name, file_stat* status, int flags)
 
 cdef extern from "<fcntl.h>" nogil:
     const int AT_SYMLINK_NOFOLLOW
+    const int O_PATH
 
 cdef extern from "<strings.h>" nogil:
     int strcasecmp(const char* a, const char* b)
@@ -35,7 +38,7 @@ cdef extern from "<string.h>" nogil:
     int strcmp(const char* a, const char* b)
 
 cdef struct Name:
-    int64_t size                   # -1: not told (directories, links)
+    int64_t size                   # -1: a directory
     int64_t mtime_s
     uint8_t directory
     char name[256]
@@ -51,18 +54,23 @@ cdef const char* PAGE_START = b"""<!doctype html>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <style>
-:root { color-scheme: light dark; --line: #8883; --dim: #888; }
+:root { color-scheme: light dark; --line: #8883; --dim: #666; --link: #0b57d0; }
+@media (prefers-color-scheme: dark) { :root { --dim: #aaa; --link: #a8c7fa; } }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.25rem; font-weight: 600; overflow-wrap: anywhere; }
+h1 a { color: inherit; }
 table { border-collapse: collapse; width: 100%; }
-th { text-align: left; font-weight: 400; font-size: .85rem; color: var(--dim); }
-td, th { padding: .35rem .5rem; border-bottom: 1px solid var(--line); }
-td:first-child { overflow-wrap: anywhere; }
-td + td, th + th { text-align: right; white-space: nowrap; color: var(--dim); font-variant-numeric: tabular-nums; }
-a { text-decoration: none; }
+th { text-align: left; font-weight: 400; font-size: .85rem; }
+td, th { padding: .35rem 0 .35rem 1.5rem; border-bottom: 1px solid var(--line); vertical-align: baseline; }
+td:first-child, th:first-child { width: 100%; padding-left: 0; overflow-wrap: anywhere; }
+td + td, th, p { color: var(--dim); }
+td + td, th + th { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }
+a { color: var(--link); text-decoration: none; }
 a:hover { text-decoration: underline; }
+.d a { font-weight: 600; }
 tr:hover td { background: #8881; }
-p { color: var(--dim); font-size: .85rem; }
+p { font-size: .85rem; }
+@media (max-width: 36rem) { td:last-child, th:last-child { display: none; } }
 </style>
 <title>"""
 cdef const char* UNITS = b"kMGTPE"
@@ -129,6 +137,28 @@ cdef void add_html(Text* text, const char* data, uint64_t length) noexcept nogil
             add(text, &data[i], 1)
 
 
+cdef void add_way(Text* text, const char* path, uint32_t length) noexcept nogil:
+    # The path with a link to each folder on the way.
+    cdef uint32_t start = 0
+    cdef uint32_t end
+    cdef uint32_t i
+    while start < length:
+        end = start
+        while path[end] != c'/':                           # it is the last byte
+            end += 1
+        end += 1
+        if end < length:
+            add_text(text, b'<a href="')
+            for i in range(end, length):
+                if path[i] == c'/':
+                    add(text, b"../", 3)
+            add_text(text, b'">')
+        add_html(text, path + start, end - start)
+        if end < length:
+            add_text(text, b"</a>")
+        start = end
+
+
 cdef void add_json(Text* text, const char* name) noexcept nogil:
     # A JSON string; bytes that are not UTF-8 become U+FFFD.
     cdef const uint8_t* data = <const uint8_t*>name
@@ -179,7 +209,7 @@ cdef void add_size(Text* text, uint64_t size) noexcept nogil:
 
 cdef void add_html_row(Text* text, const Name* name) noexcept nogil:
     cdef uint8_t[HTTP_DATE_BYTES] date
-    add_text(text, b'<tr><td><a href="')
+    add_text(text, b'<tr class="d"><td><a href="' if name.directory else b'<tr><td><a href="')
     add_reference(text, name.name, name.directory)
     add_text(text, b'">')
     add_html(text, name.name, strlen(name.name))
@@ -218,21 +248,40 @@ cdef int compare_names(const void* left, const void* right) noexcept nogil:
     return order if order != 0 else strcmp(a.name, b.name)
 
 
-cdef int read_names(DIR* directory, bint dotfiles, Name* names, bint* more) noexcept nogil:
+cdef bint follow_link(int root_fd, const char* target, file_stat* status) noexcept nogil:
+    cdef int fd = openat_beneath(root_fd, <const uint8_t*>target, O_PATH)
+    cdef bint found
+    if fd < 0:
+        return False
+    found = fstat(fd, status) == 0
+    close(fd)
+    return found
+
+
+cdef int read_names(
+    DIR* directory, int root_fd, const uint8_t* path, uint32_t length, bint dotfiles, Name* names, bint* more
+) noexcept nogil:
     cdef dirent* found
     cdef file_stat status
+    cdef char[PATH_BYTES_MAX + 256] target
+    cdef uint64_t name_length
     cdef int count = 0
     more[0] = False
+    memcpy(target, path, length)
     while True:
         found = readdir(directory)
         if found == NULL:
             return count
         if found.d_name[0] == c'.' and (not dotfiles or found.d_name[1] == 0 or strcmp(found.d_name, b"..") == 0):
             continue
-        # A link is not followed: what it leads to, and whether it leads outside, shows when it is asked for.
         if fstatat(dirfd(directory), found.d_name, &status, AT_SYMLINK_NOFOLLOW) != 0:
             continue
-        if not (S_ISREG(status.st_mode) or S_ISDIR(status.st_mode) or S_ISLNK(status.st_mode)):
+        name_length = strlen(found.d_name)
+        if S_ISLNK(status.st_mode):
+            memcpy(target + length, found.d_name, name_length + 1)
+            if not follow_link(root_fd, target, &status):
+                continue
+        if not (S_ISREG(status.st_mode) or S_ISDIR(status.st_mode)):
             continue
         if count == LISTING_NAMES_MAX:
             more[0] = True
@@ -240,11 +289,13 @@ cdef int read_names(DIR* directory, bint dotfiles, Name* names, bint* more) noex
         names[count].directory = S_ISDIR(status.st_mode)
         names[count].size = status.st_size if S_ISREG(status.st_mode) else -1
         names[count].mtime_s = status.st_mtim.tv_sec
-        memcpy(names[count].name, found.d_name, strlen(found.d_name) + 1)
+        memcpy(names[count].name, found.d_name, name_length + 1)
         count += 1
 
 
-cdef int make_listing(int fd, const uint8_t* path, uint32_t length, bint dotfiles, Listing* listing) noexcept nogil:
+cdef int make_listing(
+    int fd, int root_fd, const uint8_t* path, uint32_t length, bint dotfiles, Listing* listing
+) noexcept nogil:
     cdef DIR* directory = fdopendir(fd)
     cdef Name* names
     cdef Text html
@@ -261,7 +312,7 @@ cdef int make_listing(int fd, const uint8_t* path, uint32_t length, bint dotfile
     if names == NULL:
         closedir(directory)
         return -ENOMEM
-    count = read_names(directory, dotfiles, names, &more)
+    count = read_names(directory, root_fd, path, length, dotfiles, names, &more)
     closedir(directory)
     qsort(names, count, sizeof(Name), compare_names)
     memset(&html, 0, sizeof(html))
@@ -269,10 +320,10 @@ cdef int make_listing(int fd, const uint8_t* path, uint32_t length, bint dotfile
     add_text(&html, PAGE_START)
     add_html(&html, <const char*>path, length)
     add_text(&html, b"</title>\n<h1>")
-    add_html(&html, <const char*>path, length)
+    add_way(&html, <const char*>path, length)
     add_text(&html, b"</h1>\n<table>\n<tr><th>Name</th><th>Size</th><th>Modified (UTC)</th></tr>\n")
     if length > 1:
-        add_text(&html, b'<tr><td><a href="../">../</a></td><td></td><td></td></tr>\n')
+        add_text(&html, b'<tr class="d"><td><a href="../">../</a></td><td></td><td></td></tr>\n')
     add(&json, b"[\n", 2)
     for i in range(count):
         add_html_row(&html, &names[i])
@@ -281,6 +332,8 @@ cdef int make_listing(int fd, const uint8_t* path, uint32_t length, bint dotfile
         add_json_row(&json, &names[i])
     add(&json, b"\n]\n", 3)
     add_text(&html, b"</table>\n")
+    if count == 0:
+        add_text(&html, b"<p>This folder is empty.\n")
     if more:
         add_text(&html, b"<p>There is more here than is listed.\n")
     free(names)

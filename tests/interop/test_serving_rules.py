@@ -102,6 +102,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         path.write_text(content)
     (folder / "app/list" / os.fsdecode(b"\xff.bin")).write_text("")
     (folder / "app/list" / "ä b.txt").write_text("")
+    (folder / "app/list" / "up").symlink_to("../assets")
+    (folder / "app/list" / "out").symlink_to("/etc")
     os.utime(folder / "app/stale.txt.gz", (1, 1))
     (folder / "kdaemon.toml").write_text(RULES)
     age(folder / "default/index.html")
@@ -191,14 +193,16 @@ def test_listings(server: Daemon) -> None:
     assert b'href="./%FF.bin"' in page.body
     assert b".hidden" not in page.body
     listed = json.loads(curl(server, "/list/", "-H", "Accept: application/json").body)
-    assert [entry["name"] for entry in listed][:4] == [
+    assert "out" not in [entry["name"] for entry in listed], "it leads out of the root"
+    assert [entry["name"] for entry in listed][:5] == [
+        "up",
         "Zebra",
         "<img src=x onerror=alert(1)>&\"'.txt",
         "b.txt",
         "ä b.txt",
     ]
-    assert [entry["type"] for entry in listed][:2] == ["directory", "file"]
-    assert listed[2]["size"] == 5
+    assert [entry["type"] for entry in listed][:3] == ["directory", "directory", "file"]
+    assert listed[3]["size"] == 5
     for accept, kind in (
         ("text/html, application/json", "text/html"),
         ("application/json, text/html", "application/json"),

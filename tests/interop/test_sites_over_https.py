@@ -6,13 +6,16 @@ import json
 import signal
 import socket
 import ssl
+import subprocess
 from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
-from support.certificates import Issued
+from support.certificates import Issued, issue
 from support.clients import MemoryClient, Response, receive_to_end
+from support.curl import curl
 from support.daemon import Daemon, control, serve
+from support.peers import program
 from support.waiting import DEADLINE_S, eventually
 
 
@@ -131,6 +134,14 @@ def test_plain_http_is_redirected(sites: Path, issued: Issued) -> None:
     with serve_file(sites, issued) as daemon:
         completed = control(daemon, "status", "--json")
         host, _, port = json.loads(completed.stdout)["redirect_listeners"][0].partition(":")
+        plain = f"http://one.test:{port}"
+        moved = curl(daemon, "/a%20b?q=1", origin=plain)
+        assert (moved.status, moved.headers["location"]) == (301, "https://one.test:8443/a%20b?q=1")
+        assert curl(daemon, "/", "--data", "x", origin=plain).status == 308
+        assert curl(daemon, "/", "-H", "Host:", origin=plain).status == 400
+        assert curl(daemon, "/", "-H", "Host: a/b@c", origin=plain).status == 400
+        old = curl(daemon, "/x", "--http1.0", "-H", "Host:", origin=plain)
+        assert old.headers["location"] == "https://127.0.0.1:8443/x"
         for number in range(10):
             with socket.create_connection((host, int(port)), DEADLINE_S) as client:
                 client.sendall(f"GET /{number}?q HTTP/1.1\r\nHost: one.test\r\n\r\n".encode())
@@ -138,3 +149,18 @@ def test_plain_http_is_redirected(sites: Path, issued: Issued) -> None:
             assert response.startswith(b"HTTP/1.1 301 ")
             assert f"\r\nLocation: https://one.test:8443/{number}?q\r\n".encode() in response
         assert ask(daemon, "one.test", "/").body == b"one"
+
+
+def test_each_site_has_its_own_root_and_certificate(sites: Path) -> None:
+    """curl verifies each name against the authority of its own certificate alone."""
+    issued = {name: issue(sites.with_name(f"of-{name}"), names=[f"{name}.test"]) for name in ("one", "two")}
+    certificates = "".join(
+        f'[[certificate]]\nchain = "{each.certificate}"\nkey = "{each.key}"\n' for each in issued.values()
+    )
+    sites.write_text(certificates + sites.read_text())
+    with serve(None, "--workers", "1", "--config", str(sites)) as daemon:
+        for name, each in issued.items():
+            url = f"https://{name}.test:{daemon.port}/"
+            resolve = ("--resolve", f"{name}.test:{daemon.port}:{daemon.host}")
+            answer = [program("curl"), "--silent", "--show-error", "--cacert", str(each.ca), *resolve, url]
+            assert subprocess.run(answer, capture_output=True, check=True).stdout.decode() == name

@@ -12,13 +12,18 @@ from support.peers import program
 from support.waiting import DEADLINE_S
 
 
-def curl(daemon: Daemon, target: str, *arguments: str, name: str = "localhost") -> Response:
-    """One request by curl to the server `name`; the path goes out as it is written here. The last of the responses."""
+def curl(daemon: Daemon, target: str, *arguments: str, name: str = "localhost", origin: str = "") -> Response:
+    """One request by curl; the path goes out as it is written here. The last of the responses.
+
+    `name`: of the server, at the daemon's address. `origin`: scheme, name and port, if not those of the daemon.
+    """
+    origin = origin or f"https://{name}:{daemon.port}"
     completed = subprocess.run(
         [
             program("curl"), "--silent", "--show-error", "--include", "--tlsv1.3", "--cacert", str(daemon.ca),
-            "--path-as-is", "--max-time", str(int(DEADLINE_S)), "--resolve", f"*:{daemon.port}:{daemon.host}",
-            *(["--insecure"] if name != "localhost" else []), *arguments, f"https://{name}:{daemon.port}{target}",
+            "--path-as-is", "--max-time", str(int(DEADLINE_S)),
+            "--resolve", f"*:{origin.rpartition(':')[2]}:{daemon.host}",
+            *(["--insecure"] if name != "localhost" else []), *arguments, origin + target,
         ],
         capture_output=True,
         check=True,

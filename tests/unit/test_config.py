@@ -83,6 +83,7 @@ def test_everything_can_be_set_and_paths_are_relative_to_the_file(tmp_path: Path
         ("deadlines = 3\n", 1, "deadlines: must be a table"),
         ("[tickets]\nlifetime_s = 100\nrotation_s = 200\n", 3, "tickets.rotation_s: must not be longer"),
         ("[[certificate]]\nchain = 'a'\nkey = 'b'\n", 2, "certificate.chain: "),
+        ("[access_log]\npath = 'none/a.log'\n", 2, "none' is not a folder"),
         ("[http]\nranges_max = 65\n", 2, "http.ranges_max: 65 is not in 0..64"),
         ("[http]\ncharset = 'a\\nb'\n", 2, "http.charset: "),
         ("[http]\n\ndefault_type = 'text'\n", 3, "http.default_type: 'text' is not a media type: such as"),

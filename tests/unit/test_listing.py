@@ -20,7 +20,10 @@ def site(tmp_path: Path) -> Iterator[Folder]:
     (tmp_path / "<b> & 'q\".txt").write_bytes(b"")
     (tmp_path / "javascript:alert(1)").write_bytes(b"")
     (tmp_path / ".hidden").write_bytes(b"")
-    (tmp_path / "link").symlink_to("/etc/passwd")
+    (tmp_path / "link-out").symlink_to("/etc/passwd")
+    (tmp_path / "link-to-nothing").symlink_to("nothing")
+    (tmp_path / "link-to-folder").symlink_to("Zebra")
+    (tmp_path / "Zebra" / "link-up").symlink_to("../apple.txt")
     os.mkfifo(tmp_path / "fifo")
     Path(os.fsdecode(os.fsencode(tmp_path) + b"/bad\xff\n.txt")).write_bytes(b"")
     os.utime(tmp_path / "apple.txt", (784111777, 784111777))
@@ -35,18 +38,26 @@ def test_html(site: Folder) -> None:
     assert "etag" not in response.headers
     names = re.findall(r'<a href="([^"]*)">', page)
     assert names == [
+        "./link-to-folder/",
         "./Zebra/",
         "./%3Cb%3E%20%26%20%27q%22.txt",
         "./apple.txt",
         "./bad%FF%0A.txt",
         "./Banana.bin",
         "./javascript%3Aalert%281%29",
-        "./link",
     ]
     assert "&lt;b&gt; &amp; 'q&quot;.txt</a>" in page
     assert "<td>1.5 kB</td><td>06 Nov 1994 08:49</td>" in page
     assert "<td>12 MB</td>" in page
-    assert '<a href="../">' in site.get("/Zebra/").body.decode()
+    assert '<a href="../">../</a>' in site.get("/Zebra/").body.decode()
+
+
+def test_the_way_up_is_linked_and_emptiness_said(site: Folder) -> None:
+    (site.root / "Zebra" / "a & b" / "c").mkdir(parents=True)
+    page = site.get("/Zebra/a%20&%20b/c/").body.decode()
+    assert '<h1><a href="../../../">/</a><a href="../../">Zebra/</a><a href="../">a &amp; b/</a>c/</h1>' in page
+    assert "<p>This folder is empty." in page
+    assert b"empty" not in site.get("/").body
 
 
 @pytest.mark.parametrize("accept", ["application/json", "Application/JSON;q=0.9, text/html;q=0.1"])
@@ -64,7 +75,10 @@ def test_json(site: Folder, accept: str) -> None:
     assert "bad\ufffd\n.txt" in rows
     assert "<b> & 'q\".txt" in rows
     assert ".hidden" not in rows
-    assert json.loads(site.get("/Zebra/", f"Accept: {accept}").body) == []
+    assert rows.keys().isdisjoint({"link-out", "link-to-nothing"})
+    assert rows["link-to-folder"]["type"] == "directory"
+    (linked,) = json.loads(site.get("/Zebra/", f"Accept: {accept}").body)
+    assert (linked["name"], linked["type"], linked["size"]) == ("link-up", "file", 1536)
 
 
 def test_a_browser_gets_html(site: Folder) -> None:
