@@ -55,7 +55,7 @@ class Closer:
 
 def receive(sock: socket.socket, size: int) -> tuple[bytes, list[int]]:
     """One message and the descriptors in it; the caller owns them. Raises OSError."""
-    data, fds, _ = receive_fds(sock, size, SCM_MAX_FD)
+    data, fds, _ = receive_fds(sock, bytearray(size), SCM_MAX_FD)
     return data, fds
 
 

@@ -19,19 +19,19 @@ Message = dict[str, Any]
 _IN_MEMORY_FILE = b"memfd"
 
 
-def receive_fds(sock: socket.socket, size_max: int, fds_max: int) -> tuple[bytes, list[int], int]:
-    """A message, its descriptors, closed at exec, and recvmsg's flags.
+def receive_fds(sock: socket.socket, buffer: bytearray, fds_max: int) -> tuple[bytes, list[int], int]:
+    """A message that fits `buffer`, its descriptors, closed at exec, and recvmsg's flags.
 
     Not socket.recv_fds(): Python 3.11's ignores the flags it is given, and every program started from here on, the next
     zygote and its workers among them, would get what was received, the ticket keys among it.
     """
     fds = array.array("i")
     space = socket.CMSG_SPACE(fds_max * fds.itemsize)
-    data, ancillary, flags, _ = sock.recvmsg(size_max, space, socket.MSG_CMSG_CLOEXEC)
+    length, ancillary, flags, _ = sock.recvmsg_into([buffer], space, socket.MSG_CMSG_CLOEXEC)
     for level, kind, body in ancillary:
         if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
             fds.frombytes(body[: len(body) - len(body) % fds.itemsize])
-    return data, list(fds), flags
+    return bytes(memoryview(buffer)[:length]), list(fds), flags
 
 
 class Channel:
@@ -39,6 +39,7 @@ class Channel:
 
     def __init__(self, sock: socket.socket) -> None:
         self.socket = sock
+        self._received = bytearray(MESSAGE_SIZE_MAX)  # one for all messages, as in KeyClient
 
     @classmethod
     def pair(cls) -> tuple["Channel", "Channel"]:
@@ -87,7 +88,7 @@ class Channel:
         Raises EOFError when the other end is gone, BlockingIOError when nothing is there (non-blocking).
         """
         try:
-            data, fds, flags = receive_fds(self.socket, MESSAGE_SIZE_MAX, FDS_MAX)
+            data, fds, flags = receive_fds(self.socket, self._received, FDS_MAX)
         except ConnectionResetError:
             raise EOFError from None
         if not data:

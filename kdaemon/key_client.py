@@ -58,6 +58,8 @@ class KeyClient:
         self._pending: dict[int, _Pending] = {}  # by request id, oldest first
         self._unsent: list[int] = []
         self._current: KeyChannel | None = None
+        # One for all messages: a block of that size for each, given back in part, leaves the heap in pieces
+        self._received = memoryview(bytearray(MESSAGE_SIZE_MAX))
         self._next_id = 1
 
     def attach(self, sock: socket.socket) -> KeyChannel:
@@ -102,7 +104,7 @@ class KeyClient:
         """Takes the messages that are there. False when the channel has ended: close it with lost()."""
         while True:
             try:
-                message = channel.socket.recv(MESSAGE_SIZE_MAX)
+                message = self._received[: channel.socket.recv_into(self._received)]
             except BlockingIOError:
                 return not self._is_spent(channel)
             except OSError:
@@ -112,7 +114,7 @@ class KeyClient:
             if message[0] == SIGNATURES:
                 self._signatures(message)
             elif message[0] == TICKET_KEYS and not channel.retiring:
-                self._on_ticket_keys(parse_ticket_keys(memoryview(message)[1:]))
+                self._on_ticket_keys(parse_ticket_keys(message[1:]))
 
     def lost(self, channel: KeyChannel) -> None:
         """The channel is gone: closes it and queues again what it did not answer."""
@@ -137,12 +139,12 @@ class KeyClient:
     def _is_spent(self, channel: KeyChannel) -> bool:
         return channel.retiring and not any(entry.channel is channel for entry in self._pending.values())
 
-    def _signatures(self, message: bytes) -> None:
+    def _signatures(self, message: memoryview) -> None:
         offset = 1
         while offset < len(message):
             request_id, length = REPLY.unpack_from(message, offset)
             offset += REPLY.size
-            signature = message[offset : offset + length]
+            signature = bytes(message[offset : offset + length])
             offset += length
             entry = self._pending.pop(request_id, None)
             if entry is not None:

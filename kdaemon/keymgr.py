@@ -90,6 +90,7 @@ class KeyManager:
         self._epoll = select.epoll()
         self._epoll.register(supervisor.fileno(), select.EPOLLIN)
         self._retired = False
+        self._received = memoryview(bytearray(MESSAGE_SIZE_MAX))  # one for all messages, as in KeyClient
 
     def run(self) -> None:
         """Serves until the supervisor is gone, or until the last worker has left after `retire`."""
@@ -127,7 +128,7 @@ class KeyManager:
             if mask & select.EPOLLOUT:
                 self._send_replies(peer)
             elif mask & select.EPOLLIN:
-                message = peer.socket.recv(MESSAGE_SIZE_MAX)
+                message = self._received[: peer.socket.recv_into(self._received)]
                 if not message or message[0] != SIGN or (len(message) - 1) % REQUEST.size:
                     raise ConnectionAbortedError
                 self._reply(peer, self._sign(message))
@@ -138,9 +139,9 @@ class KeyManager:
         except OSError:
             self._drop(peer)
 
-    def _sign(self, message: bytes) -> bytes:
+    def _sign(self, message: memoryview) -> bytes:
         parts = [bytes((SIGNATURES,))]
-        for request_id, scheme, role, length, key_id, padded in REQUEST.iter_unpack(memoryview(message)[1:]):
+        for request_id, scheme, role, length, key_id, padded in REQUEST.iter_unpack(message[1:]):
             signature = b""
             credential = self._credentials.get(key_id)
             if credential is not None and scheme in credential.schemes and length <= len(padded):
