@@ -50,7 +50,8 @@ class ConnectionPolicy:
     def site(self, server_name: str | None) -> int:
         """The file service's number of the site for `server_name`: exact, then `*.`; without a name, as Host says."""
         if not server_name:
-            return self._site_default | SITE_BY_HOST
+            # Host is read when it is too late to ask for a certificate: where a site does, it chooses nothing.
+            return self._site_default | (0 if self._asking else SITE_BY_HOST)
         name = server_name.lower()
         for candidate in (name, "*." + name.partition(".")[2]):
             if (index := self._site_by_name.get(candidate)) is not None:

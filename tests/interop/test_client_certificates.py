@@ -94,6 +94,28 @@ def test_no_way_round_by_host(setting: Setting) -> None:
     done = curl(setting, "open", None, "-H", "Host: closed.test", "-w", "%{http_code}")
     assert done.stdout.endswith(b"421")
     assert b"closed" not in done.stdout
+    for host in ("closed.test", "ajar.test"):
+        nameless = subprocess.run(
+            [
+                "curl", "-sS", "-k", "--max-time", str(DEADLINE_S), "-H", f"Host: {host}", "-w", "%{http_code}",
+                setting.daemon.url,
+            ],
+            capture_output=True, check=True,
+        )  # fmt: skip
+        assert nameless.stdout.endswith(b"421")
+        assert host[:4].encode() not in nameless.stdout
+
+
+def test_who_names_no_server_is_asked_by_the_nameless_site(issued: Issued, tmp_path: Path) -> None:
+    client = issue(tmp_path / "client", names=["client.test"], client_only=True)
+    (tmp_path / "index.html").write_text("all others")
+    file = tmp_path / "kdaemon.toml"
+    file.write_text(f'[[site]]\nroot = "."\nclient_ca = "{client.ca}"\n')
+    with serve(None, "--workers", "1", "--config", str(file), issued=issued) as daemon:
+        command = ["curl", "-sS", "-k", "--max-time", str(DEADLINE_S), daemon.url]
+        refused = subprocess.run(command, capture_output=True, check=False)
+        assert b"certificate required" in refused.stderr.lower()
+        assert subprocess.run([*command, *client.arguments], capture_output=True, check=True).stdout == b"all others"
 
 
 class Session(NamedTuple):
