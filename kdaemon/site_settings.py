@@ -156,6 +156,17 @@ def open_sites(sites: Iterable[Site]) -> list[http_config.Site]:
     return [site_rules(site, os.open(site.root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)) for site in sites]
 
 
+def reopened(sites: Iterable[Site], before: list[http_config.Site]) -> list[http_config.Site]:
+    """`before`, if the folders are still those; else as open_sites(): a link to a release may lead to the next one."""
+    opened = open_sites(sites)
+    pairs = zip(opened, before, strict=True)
+    if all(os.path.sameopenfile(new.root_fd, old.root_fd) for new, old in pairs):
+        for site in opened:
+            os.close(site.root_fd)
+        return before
+    return opened
+
+
 def http_limits(http: Http) -> http_config.Limits:
     """Raises ValueError."""
     return http_config.Limits(**{entry.name: getattr(http, entry.name) for entry in fields(http_config.Limits)})

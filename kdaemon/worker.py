@@ -40,7 +40,7 @@ from kdaemon.key_protocol import TicketKey
 from kdaemon.ktls import REASON_SWITCHED_OFF
 from kdaemon.observe import KeyLogFile, configure_logging, get_logger
 from kdaemon.redirect import RedirectServer
-from kdaemon.site_settings import http_limits, media_types, open_sites
+from kdaemon.site_settings import http_limits, media_types, open_sites, reopened
 from kdaemon.tls import key_schedule
 from kdaemon.tls.configuration import ClientAuthentication
 from kdaemon.tls.signing import Role
@@ -163,8 +163,9 @@ class Worker:
         # Owner of the roots: this process, as long as the engine's file service is
         self._file_service: FileService | None = None  # a daemon for libtls alone has none
         if self._config.site or self._config.listen:
+            self._sites = open_sites(self._config.site)
             self._file_service = FileService(
-                open_sites(self._config.site),
+                self._sites,
                 http_limits(self._config.http),
                 media_types(self._config.http, self._config.media_type),
                 ring,
@@ -386,9 +387,11 @@ class Worker:
         self._client_trust = client_trust.load_all(self._config.site, self._log.error)
         if self._engine is None:
             self._start_engine()
-        elif before.site != self._config.site and self._file_service is not None:
-            # Connections of the old sites stay with them; new ones get the new numbers
-            self._sites_first = self._file_service.add_sites(open_sites(self._config.site))
+        elif self._file_service is not None:
+            same = before.site == self._config.site
+            sites = reopened(self._config.site, self._sites) if same else open_sites(self._config.site)
+            if sites is not self._sites:  # connections of the old ones stay with them; new ones get the new numbers
+                self._sites, self._sites_first = sites, self._file_service.add_sites(sites)
         if self._config.keylog and self._key_log is None:
             self._key_log = KeyLogFile(self._config.keylog)
         if self._ticket_keys:

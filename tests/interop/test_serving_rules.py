@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import re
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from support.certificates import Issued
 from support.curl import curl, exchange, get
 from support.daemon import Daemon, serve
 from support.http import age, read_responses
+from support.peers import program
 from support.waiting import eventually
 
 RULES = """
@@ -105,6 +108,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "app/list" / "up").symlink_to("../assets")
     (folder / "app/list" / "out").symlink_to("/etc")
     os.utime(folder / "app/stale.txt.gz", (1, 1))
+    (folder / "app/style.css").write_text("body { color: red }\n" * 100)
+    (folder / "app/style.css.gz").write_bytes(gzip.compress((folder / "app/style.css").read_bytes()))
     (folder / "kdaemon.toml").write_text(RULES)
     age(folder / "default/index.html")
     return folder
@@ -171,17 +176,38 @@ def test_precompressed_siblings(server: Daemon) -> None:
         assert response.headers["content-type"] == "text/javascript; charset=utf-8"
         tags.add(response.headers["etag"])
     assert len(tags) == 4
-    gzip = ("-H", "Accept-Encoding: gzip")
-    part = curl(server, "/assets/app.js", *gzip, "--range", "3-")
+    accepting = ("-H", "Accept-Encoding: gzip")
+    part = curl(server, "/assets/app.js", *accepting, "--range", "3-")
     assert (part.status, part.body, part.headers["content-encoding"]) == (206, b"gzip", "gzip")
-    parts = curl(server, "/assets/app.js", *gzip, "--range", "0-1,3-5")
+    parts = curl(server, "/assets/app.js", *accepting, "--range", "0-1,3-5")
     assert "content-encoding" not in parts.headers
     assert parts.body.count(b"\r\nContent-Encoding: gzip\r\nContent-Range: bytes ") == 2
     assert len(parts.body) == int(parts.headers["content-length"])
-    unchanged = curl(server, "/assets/app.js", *gzip, "-H", f"If-None-Match: {', '.join(tags)}")
+    unchanged = curl(server, "/assets/app.js", *accepting, "-H", f"If-None-Match: {', '.join(tags)}")
     assert (unchanged.status, unchanged.headers["vary"]) == (304, "Accept-Encoding")
-    assert curl(server, "/assets/app.js", *gzip, "-H", f"If-None-Match: {identity.headers['etag']}").status == 200
-    assert curl(server, "/stale.txt", *gzip).body == b"fresh"
+    assert curl(server, "/assets/app.js", *accepting, "-H", f"If-None-Match: {identity.headers['etag']}").status == 200
+    assert curl(server, "/stale.txt", *accepting).body == b"fresh"
+
+
+def test_curl_decodes_what_it_is_sent(server: Daemon, folder: Path) -> None:
+    plain = (folder / "app/style.css").read_bytes()
+    command = [
+        program("curl"),
+        "--silent",
+        "--show-error",
+        "--cacert",
+        str(server.ca),
+        "--write-out",
+        "%{size_download}",
+    ]
+    for option, size in (
+        ("--no-compressed", len(plain)),
+        ("--compressed", (folder / "app/style.css.gz").stat().st_size),
+    ):
+        done = subprocess.run(
+            [*command, option, f"https://localhost:{server.port}/style.css"], capture_output=True, check=True
+        )
+        assert done.stdout == plain + str(size).encode()
 
 
 def test_listings(server: Daemon) -> None:

@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
+from interop.process_support import pid_of
 from support.certificates import Issued, issue
 from support.clients import MemoryClient, Response, receive_to_end
 from support.curl import curl
@@ -108,6 +109,29 @@ def test_sites_change_at_a_reload(sites: Path, issued: Issued) -> None:
         eventually(lambda: ask(daemon, "three.test", "/").body == b"three", "the new site is served")
         assert ask(daemon, "one.test", "/").body == b"one"
         assert ask(daemon, "other.test", "/").body == b"two"
+
+
+def test_a_link_to_the_next_release_counts_from_a_reload_on(tmp_path: Path, issued: Issued) -> None:
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "index.html").write_text(name)
+    link, file = tmp_path / "current", tmp_path / "kdaemon.toml"
+    link.symlink_to("first")
+    file.write_text('[[site]]\nroot = "current"\n')
+    with serve(None, "--workers", "1", "--config", str(file), issued=issued) as daemon:
+        assert curl(daemon, "/").body == b"first"
+        (tmp_path / "next").symlink_to("second")
+        (tmp_path / "next").rename(link)
+        assert control(daemon, "reload").returncode == 0
+        eventually(lambda: curl(daemon, "/").body == b"second", "the link's new target is served")
+        for _ in range(3):
+            keymgr = pid_of(daemon, "keymgr")
+            assert control(daemon, "reload").returncode == 0
+            eventually(lambda keymgr=keymgr: pid_of(daemon, "keymgr") != keymgr, "the reload is done")
+        assert curl(daemon, "/").body == b"second"
+        worker = Path(f"/proc/{pid_of(daemon, 'worker')}/fd")
+        kept = [str(fd.readlink()) for fd in worker.iterdir()]
+        assert kept.count(str(tmp_path / "second")) == 1, "an unchanged folder is not kept twice"
 
 
 def test_access_log_and_its_reopening(sites: Path, issued: Issued) -> None:
