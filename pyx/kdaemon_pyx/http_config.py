@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from urllib.parse import unquote
 
 __all__ = ["SITE_BY_HOST", "HeaderRule", "Limits", "RedirectRule", "Site"]
 
@@ -21,6 +22,10 @@ def _check_pattern(what: str, pattern: str) -> None:
         raise ValueError(f"{what} {pattern!r}: a path pattern begins with '/' or '*'")
     if pattern.count("*") > 1:
         raise ValueError(f"{what} {pattern!r}: one '*' at most")
+    if "?" in pattern or "#" in pattern:
+        raise ValueError(f"{what} {pattern!r}: a path has no query and no fragment; leave them out")
+    if re.search("%[0-9A-Fa-f]{2}", pattern):
+        raise ValueError(f"{what} {pattern!r}: paths are compared decoded; write {unquote(pattern)!r}")
 
 
 # Fields that the server makes itself: a second one would contradict it, or end the message elsewhere than it ends.

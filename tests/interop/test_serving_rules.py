@@ -336,3 +336,50 @@ def test_too_many_requests(folder: Path, issued: Issued) -> None:
         responses = read_responses(exchange(daemon, get("/") * 4 + get("/", "Connection: close")))
     assert [r.status for r in responses][:2] == [200, 429]
     assert responses[1].headers["retry-after"] == "1"
+
+
+SMALL_LIMITS = """
+[http]
+request_line_bytes_max = 100
+header_line_bytes_max = 200
+head_bytes_max = 400
+header_count_max = 8
+body_bytes_max = 10
+requests_per_connection_max = 2
+ranges_max = 1
+[deadlines]
+header_ms = 400
+body_ms = 400
+idle_ms = 400
+[[site]]
+root = "default"
+"""
+
+
+def test_every_limit_is_configurable(folder: Path, issued: Issued) -> None:
+    path = folder / "small.toml"
+    path.write_text(SMALL_LIMITS)
+    with serve(None, "--workers", "1", "--config", str(path), issued=issued) as daemon:
+        for arguments, status in {
+            ("-H", "X: " + "a" * 100): 200,
+            ("-H", "X: " + "a" * 200): 431,
+            ("-H", "X: " + "a" * 150, "-H", "Y: " + "a" * 150, "-H", "Z: " + "a" * 150): 431,
+            tuple(part for number in range(4) for part in ("-H", f"X{number}: a")): 200,
+            tuple(part for number in range(8) for part in ("-H", f"X{number}: a")): 431,
+            ("-X", "GET", "--data", "a" * 10): 200,
+            ("-X", "GET", "--data", "a" * 11): 413,
+            ("-X", "GET", "--data", "a" * 11, "-H", "Transfer-Encoding: chunked"): 413,
+            ("--range", "0-0"): 206,
+            ("--range", "0-0,2-2"): 200,
+        }.items():
+            assert curl(daemon, "/", *arguments).status == status, arguments
+        assert curl(daemon, "/?" + "a" * 100).status == 414
+        both = read_responses(exchange(daemon, get("/") * 3))
+        assert [response.headers.get("connection") for response in both] == [None, "close"]
+        for unfinished, statuses in (
+            (get("/")[:-2], [408]),
+            (get("/", "Transfer-Encoding: chunked") + b"1\r\n", [408]),
+            (get("/"), [200]),
+            (get("/", "Content-Length: 1"), [200]),
+        ):  # exchange() returns when the daemon has ended the connection
+            assert [response.status for response in read_responses(exchange(daemon, unfinished))] == statuses

@@ -247,6 +247,8 @@ def test_without_a_server_name_each_host_has_its_site(tmp_path: Path) -> None:
     [
         (lambda: HeaderRule("x", ()), "begins with"),
         (lambda: HeaderRule("/*/*", ()), "one '\\*'"),
+        (lambda: HeaderRule("/a?b", ()), "no query"),
+        (lambda: RedirectRule("/a%20b", "/"), "write '/a b'"),
         (lambda: HeaderRule("*", (("X", "a\r\nY: b"),)), "control"),
         (lambda: HeaderRule("*", (("X Y", "a"),)), "field name"),
         (lambda: RedirectRule("/a", "/b", 200), "status 200"),
