@@ -21,6 +21,7 @@ RUN find . -name '*.so' -delete && /opt/kdaemon/bin/pip install --progress-bar o
 FROM ${BASE} AS runtime
 ENV DEBIAN_FRONTEND=noninteractive
 RUN apt-get update -qq && apt-get install -y -qq --no-install-recommends python3 liburing2 libssl3 \
+    && { [ "$(uname -m)" != x86_64 ] || apt-get install -y -qq --no-install-recommends libipsec-mb1; } \
     && rm -rf /var/lib/apt/lists/* \
     && useradd --system --home-dir /var/lib/kdaemon --create-home --shell /usr/sbin/nologin kdaemon \
     && install -d -o kdaemon -g kdaemon /srv /run/kdaemon

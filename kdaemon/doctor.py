@@ -66,6 +66,7 @@ def examine() -> Report:
     _kernel(report)
     _io_uring(report)
     _ktls(report)
+    _record_layer(report)
     _limits(report)
     return report
 
@@ -313,6 +314,22 @@ def _ktls(report: Report) -> None:
 
 
 # --- limits ----------------------------------------------------------------------------------------------------------
+
+
+def _record_layer(report: Report) -> None:
+    """What seals records by AES-GCM where the kernel does not."""
+    try:
+        from kdaemon_pyx import gcm  # noqa: PLC0415 - a missing engine is a finding of its own
+    except ImportError as error:
+        report.note("record layer", "AES-GCM", str(error), "build the engine; set KDAEMON_GCM to avx2 or libcrypto")
+        return
+    report.facts["aes_gcm"] = gcm.IMPLEMENTATION
+    if gcm.IMPLEMENTATION == "libcrypto":
+        report.note(
+            "record layer", "AES-GCM", "by libcrypto", "for less CPU on x86-64: apt install libipsec-mb1 (needs AVX2)"
+        )
+    else:
+        report.ok("record layer", "AES-GCM", f"by libIPSec_MB ({gcm.IMPLEMENTATION})")
 
 
 def _limits(report: Report) -> None:

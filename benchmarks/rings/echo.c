@@ -4,12 +4,13 @@
  *   cc -O2 -I pyx/kdaemon_pyx -o echo benchmarks/rings/echo.c
  *   ./echo [SOCKET]     prints its port, serves until it is killed; default: KDAEMON_SOCKET
  *
- * A connection has three slots and two blocks of the arena: a READ is in flight while the WRITE of what came before is.
+ * A connection has four slots and two blocks of the arena: a READ is in flight while the WRITE of what came before is. WRITEs are quiet: one
+ * that turns out to be waited for gets a BARRIER behind it, whose completion rings.
  */
 #define _GNU_SOURCE
 #include "lane.h"
 
-enum { CONNECTIONS = 1024, BLOCK = 4096, SLOTS = 4096, ACCEPTS = 16 };
+enum { CONNECTIONS = 512, BLOCK = 16384, SLOTS_EACH = 4, SLOTS = 4096, ACCEPTS = 16 };
 enum kind { LISTENING, DESCRIBING, ACCEPTING, READING, WRITING, CLOSING };
 
 struct connection {
@@ -32,48 +33,49 @@ static void post(uint8_t opcode, uint32_t slot, uint64_t handle, uint64_t offset
                                         .offset = offset, .length = length};
 }
 
-/* Slots: 3 * connection + 0 READ, 1 WRITE, 2 CLOSE; behind them ACCEPTs. */
+/* Slots: SLOTS_EACH * connection + 0 READ, 1 WRITE, 2 CLOSE, 3 BARRIER; behind them ACCEPTs. */
 static void post_read(uint32_t i)
 {
     struct connection *c = &connections[i];
-    post(CLIENT_READ, 3 * i, c->handle, (2 * (uint64_t)i + c->reading) * BLOCK, BLOCK, 0);
+    post(CLIENT_READ, SLOTS_EACH * i, c->handle, (2 * (uint64_t)i + c->reading) * BLOCK, BLOCK, 0);
 }
 
 static void echo(uint32_t i, uint32_t length)
 {
     struct connection *c = &connections[i];
     c->writing = 1;
-    post(CLIENT_WRITE, 3 * i + 1, c->handle, (2 * (uint64_t)i + c->reading) * BLOCK, length, CLIENT_SUBMISSION_QUIET);
+    post(CLIENT_WRITE, SLOTS_EACH * i + 1, c->handle, (2 * (uint64_t)i + c->reading) * BLOCK, length, CLIENT_SUBMISSION_QUIET);
     c->reading ^= 1;
     post_read(i);
 }
 
 static void completed(const struct client_completion *completion)
 {
-    uint32_t slot = completion->slot, i = slot / 3;
+    uint32_t slot = completion->slot, i = slot / SLOTS_EACH;
     struct connection *c = &connections[i];
-    if (slot >= 3 * CONNECTIONS) { /* ACCEPT */
+    if (slot >= SLOTS_EACH * CONNECTIONS) { /* ACCEPT */
         if (completion->result < 0 || !free_count)
             exit(3);
         i = free_list[--free_count];
         connections[i] = (struct connection){.handle = (uint64_t)completion->result};
         post_read(i);
         post(CLIENT_ACCEPT, slot, listener, 0, 0, 0);
-    } else if (slot % 3 == 0) {
+    } else if (slot % SLOTS_EACH == 0) {
         if (completion->result <= 0) {
             c->ended = 1;
-            post(CLIENT_CLOSE, 3 * i + 2, c->handle, 0, 0, 0);
-        } else if (c->writing)
+            post(CLIENT_CLOSE, SLOTS_EACH * i + 2, c->handle, 0, 0, 0);
+        } else if (c->writing) {
             c->waiting = (uint32_t)completion->result;
-        else
+            post(CLIENT_BARRIER, SLOTS_EACH * i + 3, c->handle, 0, 0, 0);
+        } else
             echo(i, (uint32_t)completion->result);
-    } else if (slot % 3 == 1) {
+    } else if (slot % SLOTS_EACH == 1) {
         c->writing = 0;
         if (c->waiting && !c->ended) {
             echo(i, c->waiting);
             c->waiting = 0;
         }
-    } else
+    } else if (slot % SLOTS_EACH == 2)
         free_list[free_count++] = i;
 }
 
@@ -111,9 +113,9 @@ int main(int argc, char **argv)
         fprintf(stderr, "usage: echo [SOCKET]\n");
         return 2;
     }
-    attach(&lane, path, SLOTS);
+    attach(&lane, path, SLOTS, 2ull * CONNECTIONS * BLOCK);
     arena = (char *)lane.header + lane.header->arena_offset;
-    if (lane.header->arena_size < 2ull * CONNECTIONS * BLOCK || lane.header->slot_count < 3 * CONNECTIONS + ACCEPTS) {
+    if (lane.header->arena_size < 2ull * CONNECTIONS * BLOCK || lane.header->slot_count < SLOTS_EACH * CONNECTIONS + ACCEPTS) {
         fprintf(stderr, "echo: the daemon's limits are too small\n");
         return 1;
     }
@@ -133,7 +135,7 @@ int main(int argc, char **argv)
     for (uint32_t i = 0; i < CONNECTIONS; i++)
         free_list[free_count++] = CONNECTIONS - 1 - i;
     for (uint32_t i = 0; i < ACCEPTS; i++)
-        post(CLIENT_ACCEPT, 3 * CONNECTIONS + i, listener, 0, 0, 0);
+        post(CLIENT_ACCEPT, SLOTS_EACH * CONNECTIONS + i, listener, 0, 0, 0);
     submit(&lane);
     for (;;)
         if (!turn())

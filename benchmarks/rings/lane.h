@@ -2,7 +2,7 @@
 #ifndef RINGS_LANE_H
 #define RINGS_LANE_H
 #include <errno.h>
-#include <poll.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/mman.h>
@@ -26,11 +26,12 @@ static void fail(const char *what)
     exit(1);
 }
 
-static void attach(struct lane *lane, const char *path, uint32_t slots)
+static void attach(struct lane *lane, const char *path, uint32_t slots, uint64_t arena_size)
 {
     struct sockaddr_un address = {.sun_family = AF_UNIX};
     struct client_hello hello = {.magic = CLIENT_MAGIC, .version_major = CLIENT_VERSION_MAJOR, .version_minor = CLIENT_VERSION_MINOR,
-                                 .size = sizeof(hello), .lane = 0, .submission_entries = slots, .completion_entries = slots, .slot_count = slots};
+                                 .size = sizeof(hello), .lane = 0, .submission_entries = slots, .completion_entries = slots, .slot_count = slots,
+                                 .arena_size = arena_size};
     struct client_hello_reply reply;
     union { struct cmsghdr header; char bytes[CMSG_SPACE(2 * sizeof(int))]; } control;
     struct iovec vector = {&reply, sizeof(reply)};
@@ -49,6 +50,7 @@ static void attach(struct lane *lane, const char *path, uint32_t slots)
     }
     memcpy(fds, CMSG_DATA(&control.header), sizeof(fds));
     lane->doorbell_fd = fds[1];
+    fcntl(lane->doorbell_fd, F_SETFL, 0); /* this end's own flags: sleep_until_rung() waits in recv */
     lane->header = mmap(NULL, reply.memory_size, PROT_READ | PROT_WRITE, MAP_SHARED, fds[0], 0);
     if (lane->header == MAP_FAILED)
         fail("mmap");
@@ -65,12 +67,12 @@ static void submit(struct lane *lane)
 
 static void sleep_until_rung(struct lane *lane)
 {
-    struct pollfd fds[2] = {{lane->doorbell_fd, POLLIN, 0}, {lane->attach_fd, POLLRDHUP, 0}};
     char bytes[64];
     client_say_asleep(&lane->header->program_state);
     if (client_observe(&lane->header->completion_tail) == lane->completion_head) {
-        poll(fds, 2, -1);
-        recv(lane->doorbell_fd, bytes, sizeof(bytes), MSG_DONTWAIT);
+        /* One call instead of poll and recv: there is nothing else to wait for, and the daemon's end goes down with the daemon. */
+        if (recv(lane->doorbell_fd, bytes, sizeof(bytes), 0) == 0)
+            fail("the daemon is gone");
     }
     client_say_awake(&lane->header->program_state);
 }

@@ -100,7 +100,7 @@ int main(int argc, char **argv)
     }
     int rounds = atoi(argv[2]), woken = rounds / 100;
     uint64_t *samples = calloc(rounds, sizeof(*samples));
-    attach(&lane, argv[1], 256);
+    attach(&lane, argv[1], 256, 0);
 
     for (int i = 0; i < rounds; i++) {
         samples[i] = now_ns();

@@ -1,13 +1,15 @@
-"""Pool of I/O buffers of one engine thread: two sizes, made at start, bounded; what nobody wants gives its pages back."""
+"""Pool of I/O buffers of one engine thread: three sizes, made at start, bounded; what nobody wants gives its pages back."""
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 cdef enum:
     BUFFER_SMALL = 0
     BUFFER_LARGE = 1
-    BUFFER_CLASSES = 2
+    BUFFER_BULK = 2
+    BUFFER_CLASSES = 3
     BUFFER_SMALL_SIZE = 20480      # one full record and a response head, or a partial record
     BUFFER_LARGE_SIZE = 132096     # eight full records: 8 * (16384 + 22) = 131248
+    BUFFER_BULK_SIZE = 262912      # sixteen full records: 16 * (16384 + 22) = 262496
     BUFFER_TAIL = 192              # bytes at the end of each that hold the iovecs of a READV into it
 
 
@@ -35,12 +37,12 @@ cdef struct BufferClass:
     uint32_t extra_max
 
 cdef struct BufferPool:
-    BufferClass classes[2]
+    BufferClass classes[3]
     uint64_t in_use
     uint64_t resident              # made at start and with pages, in use or not
 
 
-cdef int pool_setup(BufferPool* pool, uint32_t small_count, uint32_t large_count) noexcept nogil
+cdef int pool_setup(BufferPool* pool, uint32_t small_count, uint32_t large_count, uint32_t bulk_count) noexcept nogil
 cdef void pool_teardown(BufferPool* pool) noexcept nogil
 cdef Buffer* pool_take(BufferPool* pool, uint32_t size_class) noexcept nogil
 cdef void pool_give(BufferPool* pool, Buffer* buffer) noexcept nogil

@@ -39,13 +39,15 @@ cdef int class_setup(BufferClass* k, uint32_t capacity, uint32_t count, uint32_t
     return 0
 
 
-cdef int pool_setup(BufferPool* pool, uint32_t small_count, uint32_t large_count) noexcept nogil:
-    """Reserves the prepared buffers of both classes. 0 or -ENOMEM."""
+cdef int pool_setup(BufferPool* pool, uint32_t small_count, uint32_t large_count, uint32_t bulk_count) noexcept nogil:
+    """Reserves the prepared buffers of all classes. 0 or -ENOMEM."""
     cdef int result
     memset(pool, 0, sizeof(BufferPool))
     result = class_setup(&pool.classes[BUFFER_SMALL], BUFFER_SMALL_SIZE, small_count, 65536)
     if result == 0:
         result = class_setup(&pool.classes[BUFFER_LARGE], BUFFER_LARGE_SIZE, large_count, 1024)
+    if result == 0:
+        result = class_setup(&pool.classes[BUFFER_BULK], BUFFER_BULK_SIZE, bulk_count, 32)
     if result < 0:
         pool_teardown(pool)
     return result
@@ -117,7 +119,7 @@ cdef bint pool_rest(BufferPool* pool) noexcept nogil:
     cdef Buffer* buffer
     cdef BufferClass* k
     cdef int n
-    if pool.classes[BUFFER_SMALL].surplus == 0 and pool.classes[BUFFER_LARGE].surplus == 0:
+    if pool.classes[BUFFER_SMALL].surplus == 0 and pool.classes[BUFFER_LARGE].surplus == 0 and pool.classes[BUFFER_BULK].surplus == 0:
         for n in range(BUFFER_CLASSES):
             pool.classes[n].surplus = pool.classes[n].unwanted
             pool.classes[n].unwanted = pool.classes[n].warm

@@ -64,6 +64,7 @@ cdef extern from "sys/socket.h" nogil:
 cdef enum:
     SLEEPS_PER_TRIAL = 256     # where spinning did not pay
     SPIN_MIN_NS = 5000
+    HOLD_US = 100              # what a message of a busy lane may wait for others
     BORROW_MIN = 4096          # bytes; user layer: less is copied, so that small WRITEs leave together
     TRASH_SIZE = 65536
     ALERT_CLOSE_NOTIFY = 0
@@ -283,6 +284,7 @@ cdef uint64_t clock_ns() noexcept nogil:
 cdef void on_turn(Core* core) noexcept nogil:
     cdef ClientService* clients = <ClientService*> core.services[SERVICE_INDEX].context
     clients.engine = core
+    core.hold_us = HOLD_US if clients.clients_used and core.uring.features & lu.IORING_FEAT_MIN_TIMEOUT else 0
     if core.stopping:
         client_service_detach_all(clients)
     elif clients.said_asleep:
@@ -315,8 +317,10 @@ cdef bint spin(ClientService* clients) noexcept nogil:
     return False
 
 
-cdef void finish_filled(Client* client) noexcept nogil:
-    """READs that got something are told, except while the socket is known to have more: the next receive fills them up in the next turn."""
+cdef bint finish_filled(Client* client) noexcept nogil:
+    """READs that got something are told, except while the socket is known to have more: the next receive fills them up in the next turn. True: there
+    are such."""
+    cdef bint more = False
     cdef uint32_t index = client.filling_head
     cdef ClientEndpoint* endpoint
     cdef Connection* c
@@ -326,19 +330,23 @@ cdef void finish_filled(Client* client) noexcept nogil:
         c = <Connection*> endpoint.connection
         if c == NULL or not (c.receiving and c.socket_nonempty):
             client_filled(endpoint)
+        else:
+            more = True
+    return more
 
 
 cdef bint on_rest(Core* core) noexcept nogil:
     cdef ClientService* clients = <ClientService*> core.services[SERVICE_INDEX].context
     cdef io_uring_sqe* sqe
     cdef uint32_t i
+    cdef bint more = False
     if core.stopping:
         return False
     for i in range(clients.clients_used):
         if clients.clients[i] != NULL and clients.clients[i].filling_head != CLIENT_NONE:
-            finish_filled(clients.clients[i])
+            more |= finish_filled(clients.clients[i])
             settle(clients.clients[i])
-    if clients.spin_ns and clients.clients_used and spin(clients):
+    if more or (clients.spin_ns and clients.clients_used and spin(clients)):
         client_service_publish(clients)
         return True
     if client_service_prepare_sleep(clients):
@@ -390,6 +398,7 @@ cdef class ClientConnections(ServiceObject):
         self.table.context = clients.service
         self.table.on_established = on_established
         self.table.on_data = on_data
+        self.table.asks = True
         self.table.on_sent = on_sent
         self.table.on_end_of_data = on_end_of_data
         self.table.on_deadline = on_deadline

@@ -17,7 +17,7 @@ from kdaemon_pyx.flush cimport flush_begin, flush_complete
 from kdaemon_pyx.handshake_io cimport handshake_arm, handshake_install
 from kdaemon_pyx.lifecycle cimport connection_join, connection_mark, connection_terminate, connection_update_timer
 from kdaemon_pyx.output cimport output_commit, output_reserve, output_room
-from kdaemon_pyx.receive cimport receive_arm, receive_offer, receive_pull_cancel
+from kdaemon_pyx.receive cimport receive_arm, receive_held, receive_offer, receive_pull_cancel
 from kdaemon_pyx.transmit cimport transmit_alert, transmit_idle, transmit_memory_cancel, transmit_progressed, transmit_pump, transmit_shutdown
 
 
@@ -140,6 +140,7 @@ cdef void advance_established(Connection* c) noexcept nogil:
         if not c.resume or c.state != CONNECTION_ESTABLISHED:
             break
         receive_offer(c)
+        receive_held(c)
     if c.state != CONNECTION_ESTABLISHED:
         return
     if (c.end_of_data or c.end_of_file) and not c.end_told and not c.finishing and (c.input == NULL or (c.want_more and not c.pull)):

@@ -82,6 +82,7 @@ ctypedef enum Flush:
 ctypedef enum Operation:
     OPERATION_NONE = 0             # nobody waits for it (cancel, wake-up writes)
     OPERATION_RECEIVE              # RECV into a provided buffer
+    OPERATION_RECEIVE_BULK         # RECV behind the held ciphertext, of as much as is there (user layer)
     OPERATION_RECEIVE_EXACT        # RECV of the rest of a record into the held ciphertext (kernel layer, leftover)
     OPERATION_RECEIVE_MESSAGE      # RECVMSG with control buffer: a record that is not application data
     OPERATION_HANGUP               # POLL for the peer's FIN, where the kernel's record layer cannot read any more
@@ -169,6 +170,8 @@ cdef struct Connection:
     # receive side
     uint8_t receiving              # a receive operation is outstanding
     uint8_t receiving_pull         # it is a PULL
+    uint8_t receiving_bulk         # it is a RECEIVE_BULK: the held ciphertext stays where it is
+    uint8_t bulk                   # the last receive took all it could, and left more
     uint8_t receive_wanted         # handshake: the control thread asked; established: input has room
     uint8_t socket_nonempty        # the last completion said that more is there
     uint8_t message_pending        # kernel layer: EIO said that a control record is next
@@ -263,6 +266,9 @@ cdef struct Service:
     # now (a response is still going out) consumes nothing and the core stops receiving: that is the back-pressure.
     # <0: negative errno, close now.
     int64_t (*on_data)(Connection* c, const uint8_t* data, uint64_t length) noexcept nogil
+    # What on_data leaves waits for connection_resume(): until then nothing more is opened or received. False: what it leaves may be incomplete, and
+    # more is offered with it.
+    bint asks
     # Everything queued by connection_send_* has been accepted by the kernel; on_data is offered pending input right after.
     void (*on_sent)(Connection* c) noexcept nogil
     # close_notify received: no more data will come. The service finishes what it sends and calls connection_finish().
@@ -315,6 +321,8 @@ cdef struct Counters:
     uint64_t exported
     uint64_t requests              # services count them
     uint64_t control_records
+    uint64_t bulk_receives         # user layer: into buffers for many records
+    uint64_t held_waits            # waits of the engine that were held for company
     uint64_t flush_waits           # of ends, for TCP to take what the kernel's record layer held back
     uint64_t events
     uint64_t commands
@@ -377,5 +385,11 @@ cdef struct Core:
     uint64_t wake_value            # READ target of command_fd
     uint8_t wake_armed
     uint8_t events_published       # this turn
+    uint32_t hold_us               # the least that a wait may last, where that brings company; 0: never
+    uint32_t company               # receives of this turn, those of much at once for several
+    uint32_t hold_waits            # waits that were not held, since a trial
+    uint8_t holding                # waits are held
+    uint8_t held                   # the last one was
+    uint8_t hold_misses            # held waits in a row that brought no company
     uint32_t asleep                # shared: the engine is, or is about to be, in io_uring_enter
     uint32_t event_signalled       # shared: event_fd was written and not yet read

@@ -163,7 +163,7 @@ cdef class Engine:
             self._register_files(file_service)
         for index, service in (services or {}).items():
             self._register(index, service)
-        if (core_connections_setup(core, <uint32_t>connections_max) < 0 or pool_setup(&core.pool, 1024, 128) < 0
+        if (core_connections_setup(core, <uint32_t>connections_max) < 0 or pool_setup(&core.pool, 1024, 128, 32) < 0
                 or queue_setup(&core.commands) < 0 or queue_setup(&core.events) < 0):
             raise MemoryError("Engine: no memory for connections, buffers and queues")
         core.command_fd = eventfd(0, EFD_CLOEXEC)
@@ -434,6 +434,8 @@ cdef class Engine:
             "exported": load_relaxed_u64(&core.counters.exported),
             "requests": load_relaxed_u64(&core.counters.requests),
             "control_records": load_relaxed_u64(&core.counters.control_records),
+            "bulk_receives": load_relaxed_u64(&core.counters.bulk_receives),
+            "held_waits": load_relaxed_u64(&core.counters.held_waits),
             "flush_waits": load_relaxed_u64(&core.counters.flush_waits),
             "events": load_relaxed_u64(&core.counters.events),
             "commands": load_relaxed_u64(&core.counters.commands),

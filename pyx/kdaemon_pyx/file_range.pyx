@@ -13,7 +13,7 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from kdaemon_pyx cimport liburing as lu
-from kdaemon_pyx.buffers cimport BUFFER_LARGE, BUFFER_SMALL, BUFFER_SMALL_SIZE, BUFFER_TAIL, Buffer, pool_give, pool_take
+from kdaemon_pyx.buffers cimport BUFFER_BULK, BUFFER_LARGE, BUFFER_LARGE_SIZE, BUFFER_SMALL, BUFFER_SMALL_SIZE, BUFFER_TAIL, Buffer, pool_give, pool_take
 from kdaemon_pyx.core cimport (
     CLOSE_FILE, CLOSE_RESOURCES, CONNECTION_CLOSING, OPERATION_FILE_READ, RECORD_LAYER_USER, Connection, File)
 from kdaemon_pyx.lifecycle cimport connection_mark, connection_terminate, file_release, operation_data
@@ -106,7 +106,10 @@ cdef int output_for_file(Connection* c) noexcept nogil:
         held = 0
     if c.output == NULL or c.output.capacity == BUFFER_SMALL_SIZE:
         if output_limited(c) or held + c.file_remaining + 2 * RECORD_OVERHEAD > BUFFER_SMALL_SIZE - BUFFER_TAIL:
-            large = pool_take(&c.core.pool, BUFFER_LARGE)
+            if c.memory != NULL and c.file_remaining > BUFFER_LARGE_SIZE:
+                large = pool_take(&c.core.pool, BUFFER_BULK)
+            if large == NULL:
+                large = pool_take(&c.core.pool, BUFFER_LARGE)
     if large != NULL:
         if c.output != NULL:
             memcpy(large.data, c.output.data, held)

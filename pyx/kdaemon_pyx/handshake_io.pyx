@@ -22,7 +22,8 @@ from kdaemon_pyx.libcrypto cimport OPENSSL_cleanse
 from kdaemon_pyx.lifecycle cimport (
     EVENT_KIND_END_OF_FILE, EVENT_KIND_INSTALLED, EVENT_KIND_RECORDS, connection_handle, connection_terminate, connection_would_block,
     event_push, operation_data)
-from kdaemon_pyx.receive cimport hold, receive_held
+from kdaemon_pyx.hold cimport hold
+from kdaemon_pyx.receive cimport receive_held
 from kdaemon_pyx.record cimport (
     CONTENT_APPLICATION_DATA, RECORD_CIPHERTEXT_MAX, RECORD_HEADER, RECORD_PLAINTEXT_MAX, record_keys_set, suite_key_length)
 from kdaemon_pyx.uring cimport uring_sqe

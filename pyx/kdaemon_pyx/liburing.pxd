@@ -13,6 +13,22 @@ cdef extern from "<liburing.h>" nogil:
     #ifndef IORING_FEAT_RECVSEND_BUNDLE
     #define IORING_FEAT_RECVSEND_BUNDLE (1U << 14)
     #endif
+    #ifndef IORING_FEAT_MIN_TIMEOUT
+    #define IORING_FEAT_MIN_TIMEOUT (1U << 15)
+    #endif
+
+    /* liburing 2.3's io_uring_submit_and_wait_timeout with a least wait (Linux 6.12), of which it does not know yet: until min_wait_us have passed,
+       only wait_nr completions end the wait; then one does. */
+    static inline int kdaemon_uring_wait(struct io_uring *ring, int registered, unsigned wait_nr, struct __kernel_timespec *timeout, unsigned min_wait_us)
+    {
+        struct { __u64 sigmask; __u32 sigmask_size, min_wait_us; __u64 timeout; } arg = {0, _NSIG / 8, min_wait_us, (__u64)(size_t)timeout};
+        unsigned flags = IORING_ENTER_GETEVENTS | IORING_ENTER_EXT_ARG | (registered ? 1U << 4 /* IORING_ENTER_REGISTERED_RING */ : 0);
+        unsigned tail = ring->sq.sqe_tail;
+
+        ring->sq.sqe_head = tail;
+        __atomic_store_n(ring->sq.ktail, tail, __ATOMIC_RELEASE);    /* pair: the kernel's acquire of the tail, in io_uring_enter */
+        return io_uring_enter2(ring->enter_ring_fd, tail - *(volatile unsigned *)ring->sq.khead, wait_nr, flags, (sigset_t *)&arg, sizeof arg);
+    }
     """
     struct io_uring_sqe:
         uint8_t opcode
@@ -96,6 +112,7 @@ cdef extern from "<liburing.h>" nogil:
     unsigned IORING_SQ_TASKRUN
     unsigned IORING_FEAT_NODROP
     unsigned IORING_FEAT_EXT_ARG
+    unsigned IORING_FEAT_MIN_TIMEOUT
     unsigned IORING_RECVSEND_POLL_FIRST
     unsigned IORING_RECV_MULTISHOT
     unsigned IORING_CQE_F_BUFFER
@@ -124,6 +141,7 @@ cdef extern from "<liburing.h>" nogil:
     void io_uring_queue_exit(io_uring* ring)
     int io_uring_ring_dontfork(io_uring* ring)
     int io_uring_register_ring_fd(io_uring* ring)
+    int kdaemon_uring_wait(io_uring* ring, int registered, unsigned wait_nr, __kernel_timespec* timeout, unsigned min_wait_us)
     io_uring_probe* io_uring_get_probe_ring(io_uring* ring)
     void io_uring_free_probe(io_uring_probe* probe)
     int io_uring_opcode_supported(const io_uring_probe* probe, int op)

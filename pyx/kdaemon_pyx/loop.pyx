@@ -15,10 +15,11 @@ from kdaemon_pyx.atomics cimport exchange_u32, fence_seq_cst, store_relaxed_u32,
 from kdaemon_pyx.buffers cimport pool_rest
 from kdaemon_pyx.changeover cimport changeover_handshake, changeover_plain
 from kdaemon_pyx.connection cimport connection_advance, connection_expired
+from kdaemon_pyx.company cimport company_wait_us
 from kdaemon_pyx.core cimport (
     CLOSE_CONTROL, CLOSE_DRAIN, CLOSE_DRAIN_DEADLINE, CLOSE_RESOURCES, CONNECTION_CLOSING, CONNECTION_ESTABLISHED,
     CONNECTION_HANDSHAKE, ITEM_CONTROL, ITEM_RAW, ITEM_REKEY, OPERATION_ACCEPT, OPERATION_CLOSE, OPERATION_FILE_READ,
-    OPERATION_FLUSH, OPERATION_HANGUP, OPERATION_MASK, OPERATION_NONE, OPERATION_POLL, OPERATION_PULL, OPERATION_RECEIVE, OPERATION_RECEIVE_EXACT, OPERATION_RECEIVE_MESSAGE, OPERATION_SEND,
+    OPERATION_FLUSH, OPERATION_HANGUP, OPERATION_MASK, OPERATION_NONE, OPERATION_POLL, OPERATION_PULL, OPERATION_RECEIVE, OPERATION_RECEIVE_BULK, OPERATION_RECEIVE_EXACT, OPERATION_RECEIVE_MESSAGE, OPERATION_SEND,
     OPERATION_SEND_CONTROL, OPERATION_WAKE, RECORD_LAYER_KERNEL, RECORD_LAYER_NONE, SERVICES_MAX, Connection, Core,
     KeyMaterial, Listener)
 from kdaemon_pyx.file_range cimport file_range_read_done
@@ -31,7 +32,7 @@ from kdaemon_pyx.lifecycle cimport (
     event_push)
 from kdaemon_pyx.liburing cimport io_uring_cqe, io_uring_sqe
 from kdaemon_pyx.receive cimport (
-    receive_data_done, receive_exact_done, receive_hangup_done, receive_held, receive_message_done,
+    receive_bulk_done, receive_data_done, receive_exact_done, receive_hangup_done, receive_held, receive_message_done,
     receive_pull_done)
 from kdaemon_pyx.record cimport CONTENT_ALERT, record_keys_set
 from kdaemon_pyx.spsc cimport Message, message_free, queue_empty, queue_pop
@@ -307,9 +308,11 @@ cdef void received(Core* core, Connection* c, int32_t result, uint32_t flags) no
     if flags & lu.IORING_CQE_F_BUFFER:
         data = receive_ring_buffer(&core.receive_ring, index)
     c.socket_nonempty = (flags & lu.IORING_CQE_F_SOCK_NONEMPTY) != 0
+    core.company += 1
     if c.state == CONNECTION_HANDSHAKE:
         handshake_received(c, result, data)
     else:
+        c.bulk = c.socket_nonempty and result == <int32_t>core.receive_ring.buffer_size
         receive_data_done(c, result, data)
     if data != NULL:
         receive_ring_recycle(&core.receive_ring, index)
@@ -344,6 +347,8 @@ cdef void completed(Core* core, uint64_t user_data, int32_t result, uint32_t fla
         receive_message_done(c, result)
     elif operation == OPERATION_SEND_CONTROL:
         transmit_control_done(c, result)
+    elif operation == OPERATION_RECEIVE_BULK:
+        receive_bulk_done(c, result, flags)
     elif operation == OPERATION_RECEIVE_EXACT:
         receive_exact_done(c, result)
     elif operation == OPERATION_PULL:
@@ -474,6 +479,6 @@ cdef int loop_run(Core* core) noexcept nogil:
         store_relaxed_u32(&core.asleep, 1)
         fence_seq_cst()                            # pair: fence in Engine.flush
         wait = not active and core.dirty == NULL and queue_empty(&core.commands)
-        result = uring_enter(&core.uring, wait, timers_next_ns(&core.timers, core.now_ns) + 1000000)
+        result = uring_enter(&core.uring, wait, timers_next_ns(&core.timers, core.now_ns) + 1000000, company_wait_us(core) if wait else 0)
         store_release_u32(&core.asleep, 0)         # pair: load in Engine.flush; a late 1 costs one wake-up
     return core.uring.error if core.uring.error else result

@@ -1,7 +1,9 @@
 """Receive side of an established connection.
 
 User record layer: ciphertext arrives in a provided buffer, whole records are opened in place and offered to the service from there; only
-a partial record, or plaintext that the service leaves, is copied into a buffer of the connection. A waiting connection holds none.
+a partial record, or plaintext that the service leaves, is copied into a buffer of the connection. A waiting connection holds none. Where more
+comes than a provided buffer takes, the connection receives into a buffer of its own, many records at a time. What the service has no use for yet is
+not opened.
 
 Kernel record layer: plaintext arrives in a provided buffer. RECV answers EIO where the next record is not application data; RECVMSG with a
 control buffer then reads that record. Ciphertext that came in before TLS_RX could be set is opened here: a partial record is completed by
@@ -16,16 +18,17 @@ from libc.stdlib cimport free
 from libc.string cimport memcpy, memmove
 
 from kdaemon_pyx cimport liburing as lu
-from kdaemon_pyx.buffers cimport BUFFER_LARGE, BUFFER_SMALL, Buffer, pool_give, pool_take
+from kdaemon_pyx.buffers cimport BUFFER_BULK, BUFFER_LARGE, BUFFER_SMALL, Buffer, pool_give, pool_take
 from kdaemon_pyx.control_records cimport control_flooded, control_record, violation
 from kdaemon_pyx.core cimport (
     CLOSE_RECORD, CLOSE_RESET, CLOSE_RESOURCES, CLOSE_SERVICE, CONNECTION_CLOSING, CONNECTION_ESTABLISHED,
-    OPERATION_CANCEL, OPERATION_HANGUP, OPERATION_PULL, OPERATION_RECEIVE, OPERATION_RECEIVE_EXACT, OPERATION_RECEIVE_MESSAGE, RECORD_LAYER_KERNEL, RECORD_LAYER_NONE,
+    OPERATION_CANCEL, OPERATION_HANGUP, OPERATION_PULL, OPERATION_RECEIVE, OPERATION_RECEIVE_BULK, OPERATION_RECEIVE_EXACT, OPERATION_RECEIVE_MESSAGE, RECORD_LAYER_KERNEL, RECORD_LAYER_NONE,
     RECORD_LAYER_USER, Connection,
     ControlMessage)
+from kdaemon_pyx.hold cimport hold, hold_in, hold_release, hold_rest, hold_shrink
 from kdaemon_pyx.ktls cimport KTLS_RX, ktls_control_prepare_receive, ktls_control_type, ktls_set_keys
 from kdaemon_pyx.libcrypto cimport OPENSSL_cleanse
-from kdaemon_pyx.lifecycle cimport connection_terminate, connection_would_block, operation_data
+from kdaemon_pyx.lifecycle cimport connection_mark, connection_terminate, connection_would_block, operation_data
 from kdaemon_pyx.record cimport (
     ALERT_UNEXPECTED_MESSAGE, CONTENT_APPLICATION_DATA, RECORD_CIPHERTEXT_MAX,
     RECORD_HEADER, record_alert, record_keys_clear, record_open)
@@ -46,9 +49,14 @@ cdef extern from "<poll.h>" nogil:
     unsigned POLLRDHUP
 
 cdef extern from "<sys/socket.h>" nogil:
+    int MSG_DONTWAIT
     int SOL_SOCKET
     int SO_ERROR
     int getsockopt(int fd, int level, int name, void* value, unsigned int* length)
+
+
+cdef enum:
+    BULK_COMPANY = 32768           # so much in one receive is worth a wait
 
 
 # --- plaintext to the service -------------------------------------------------------------------------------------------
@@ -108,7 +116,7 @@ cdef void deliver(Connection* c, const uint8_t* data, uint32_t length) noexcept 
         consumed_negative(c, consumed)
         return
     if consumed < <int64_t>length and c.state != CONNECTION_CLOSING:
-        c.want_more = transmit_idle(c)
+        c.want_more = not c.service.asks and transmit_idle(c)
         keep(c, data + consumed, length - <uint32_t>consumed)
 
 
@@ -189,17 +197,24 @@ cdef void receive_offer(Connection* c) noexcept nogil:
         c.input = NULL
         c.want_more = 1
     else:
-        c.want_more = transmit_idle(c)
+        c.want_more = not c.service.asks and transmit_idle(c)
 
 
 # --- ciphertext -----------------------------------------------------------------------------------------------------------
 
 cdef bint paused(Connection* c) noexcept nogil:
-    return c.rekey_pending or c.end_of_data or c.state == CONNECTION_CLOSING
+    return c.rekey_pending or c.end_of_data or c.state == CONNECTION_CLOSING or backlogged(c)
+
+
+cdef bint backlogged(Connection* c) noexcept nogil:
+    """The service has left plaintext and must take it first."""
+    return (c.input != NULL and not c.discarding
+            and (c.pull or not c.want_more or c.input_end - c.input_start >= c.core.input_bytes_max))
 
 
 cdef uint32_t open_records(Connection* c, uint8_t* data, uint32_t length) noexcept nogil:
-    """Opens the whole records at ``data`` and passes them on. Returns the bytes used; behind a KeyUpdate or close_notify it stops."""
+    """Opens the whole records at ``data`` and passes them on. Returns the bytes used; behind a KeyUpdate or close_notify it stops,
+    and where the service has enough."""
     cdef uint32_t position = 0
     cdef uint32_t record
     cdef uint8_t content_type = 0
@@ -230,58 +245,14 @@ cdef uint32_t open_records(Connection* c, uint8_t* data, uint32_t length) noexce
     return position
 
 
-cdef int hold(Connection* c, const uint8_t* data, uint32_t length) noexcept nogil:
-    """Keeps ciphertext or handshake bytes until more comes. 0, or -1 after which the connection is closing."""
-    cdef Buffer* larger
-    cdef uint32_t held = c.cipher_end - c.cipher_start
-    if c.cipher == NULL:
-        c.cipher = pool_take(&c.core.pool, BUFFER_SMALL if length <= 16896 else BUFFER_LARGE)
-        c.cipher_start = 0
-        c.cipher_end = 0
-        held = 0
-    elif c.cipher_start and c.cipher_end + length > c.cipher.capacity:
-        memmove(c.cipher.data, c.cipher.data + c.cipher_start, held)
-        c.cipher_start = 0
-        c.cipher_end = held
-    if c.cipher != NULL and c.cipher_end + length > c.cipher.capacity and c.cipher.size_class == BUFFER_SMALL:
-        larger = pool_take(&c.core.pool, BUFFER_LARGE)
-        if larger != NULL:
-            memcpy(larger.data, c.cipher.data + c.cipher_start, held)
-            pool_give(&c.core.pool, c.cipher)
-            c.cipher = larger
-            c.cipher_start = 0
-            c.cipher_end = held
-    if c.cipher == NULL or c.cipher_end + length > c.cipher.capacity:
-        connection_terminate(c, CLOSE_RESOURCES, ENOMEM)
-        return -1
-    memcpy(c.cipher.data + c.cipher_end, data, length)
-    c.cipher_end += length
-    return 0
-
-
-cdef void release_hold(Connection* c) noexcept nogil:
-    if c.cipher != NULL and c.cipher_start >= c.cipher_end:
-        pool_give(&c.core.pool, c.cipher)
-        c.cipher = NULL
-
-
-cdef uint32_t record_rest(Connection* c) noexcept nogil:
-    """Bytes missing from the partial record that is held: of its header first, then of its body. 0: it is whole."""
-    cdef uint32_t held = c.cipher_end - c.cipher_start
-    cdef uint8_t* data = c.cipher.data + c.cipher_start
-    cdef uint32_t record
-    if held < RECORD_HEADER:
-        return RECORD_HEADER - held
-    record = RECORD_HEADER + (data[3] << 8 | data[4])
-    return record - held if record > held else 0
-
-
 cdef void receive_held(Connection* c) noexcept nogil:
-    """Opens what is held, as far as it goes (after install, rekey, or the rest of a partial record)."""
+    """Opens what is held, as far as it goes (after install, rekey, the rest of a partial record, or when the service takes more)."""
+    if c.receiving_bulk:
+        return                                     # its completion comes here
     if c.cipher != NULL:
         if not paused(c):
             c.cipher_start += open_records(c, c.cipher.data + c.cipher_start, c.cipher_end - c.cipher_start)
-        release_hold(c)
+        hold_release(c)
     # After a close_notify too: a connection is the kernel's in both directions or not at all, whoever counts them.
     if c.receive_keys_pending and c.cipher == NULL and not c.rekey_pending and c.state != CONNECTION_CLOSING:
         install_receive_keys(c)
@@ -308,7 +279,7 @@ cdef void ciphertext(Connection* c, uint8_t* data, uint32_t length) noexcept nog
     cdef uint32_t piece, used = 0
     # A held partial record gets exactly its rest, so that everything behind it is opened where it lies.
     while c.cipher != NULL and used < length and not paused(c):
-        piece = record_rest(c)
+        piece = hold_rest(c)
         if piece > length - used:
             piece = length - used
         if piece and hold(c, data + used, piece) < 0:
@@ -342,17 +313,20 @@ cdef void receive_arm(Connection* c) noexcept nogil:
     if c.message_pending:
         receive_message(c)
         return
+    if c.finishing == 3 and c.cipher != NULL:
+        receive_held(c)                            # what the service did not take is thrown away now
+        if c.end_of_data or c.state == CONNECTION_CLOSING:
+            connection_mark(c)
+            return
     if c.finishing < 3:
         if c.discarding or c.rekey_pending or c.end_of_data:
             return
-        if c.pull and (c.pull_data == NULL or c.input != NULL):
-            return
-        if c.input != NULL and (not c.want_more or c.input_end - c.input_start >= c.core.input_bytes_max):
+        if (c.pull and c.pull_data == NULL) or backlogged(c):
             return
         if c.receive_keys_pending:
             if c.cipher == NULL:
                 return
-            rest = record_rest(c)
+            rest = hold_rest(c)
             if c.cipher_end + rest > c.cipher.capacity:
                 memmove(c.cipher.data, c.cipher.data + c.cipher_start, c.cipher_end - c.cipher_start)
                 c.cipher_end -= c.cipher_start
@@ -371,6 +345,11 @@ cdef void receive_arm(Connection* c) noexcept nogil:
         c.receiving = 1
         c.receiving_pull = 1
         return
+    if c.bulk and c.record_layer == RECORD_LAYER_USER and not c.finishing and receive_bulk(c):
+        return
+    if not hold_shrink(c):
+        connection_terminate(c, CLOSE_RESOURCES, ENOMEM)
+        return
     sqe = uring_sqe(&c.core.uring)
     lu.io_uring_prep_recv(sqe, c.fd, NULL, c.core.receive_ring.buffer_size, 0)
     sqe.buf_group = c.core.receive_ring.group
@@ -382,6 +361,25 @@ cdef void receive_arm(Connection* c) noexcept nogil:
     lu.io_uring_sqe_set_data64(sqe, operation_data(c, OPERATION_RECEIVE))
     c.operations += 1
     c.receiving = 1
+
+
+cdef bint receive_bulk(Connection* c) noexcept nogil:
+    """Receives all that is there, without waiting, behind what is held. False: there is no buffer for it."""
+    cdef lu.io_uring_sqe* sqe
+    if c.cipher == NULL or c.cipher.size_class != BUFFER_BULK:
+        if not hold_in(c, BUFFER_BULK):
+            return False
+    elif c.cipher_start:
+        memmove(c.cipher.data, c.cipher.data + c.cipher_start, c.cipher_end - c.cipher_start)
+        c.cipher_end -= c.cipher_start
+        c.cipher_start = 0
+    sqe = uring_sqe(&c.core.uring)
+    lu.io_uring_prep_recv(sqe, c.fd, c.cipher.data + c.cipher_end, c.cipher.capacity - c.cipher_end, MSG_DONTWAIT)
+    lu.io_uring_sqe_set_data64(sqe, operation_data(c, OPERATION_RECEIVE_BULK))
+    c.operations += 1
+    c.receiving = 1
+    c.receiving_bulk = 1
+    return True
 
 
 cdef void receive_message(Connection* c) noexcept nogil:
@@ -450,6 +448,22 @@ cdef void receive_data_done(Connection* c, int32_t result, uint8_t* data) noexce
         ciphertext(c, data, <uint32_t>result)
     else:
         deliver(c, data, <uint32_t>result)
+
+
+cdef void receive_bulk_done(Connection* c, int32_t result, uint32_t flags) noexcept nogil:
+    """Completion of RECEIVE_BULK. While it goes on in full, the next one follows; else the connection waits without a buffer again."""
+    c.receiving_bulk = 0
+    c.core.counters.bulk_receives += 1
+    c.core.company += 1 + <uint32_t>(result > BULK_COMPANY)
+    c.socket_nonempty = (flags & lu.IORING_CQE_F_SOCK_NONEMPTY) != 0
+    c.bulk = c.socket_nonempty
+    if result == -EAGAIN:
+        c.receiving = 0
+        return
+    if ended(c, result) or c.state != CONNECTION_ESTABLISHED or (c.discarding and c.finishing):
+        return
+    c.cipher_end += <uint32_t>result
+    receive_held(c)
 
 
 cdef void receive_exact_done(Connection* c, int32_t result) noexcept nogil:

@@ -1,7 +1,8 @@
-"""TLS 1.3 record protection in user mode (RFC 8446 section 5.2), one libcrypto context per direction."""
+"""TLS 1.3 record protection in user mode (RFC 8446 section 5.2), one key of gcm.pyx or context of libcrypto per direction."""
 
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
+from kdaemon_pyx.gcm cimport GcmKey
 from kdaemon_pyx.libcrypto cimport EVP_CIPHER_CTX
 
 cdef enum:
@@ -29,9 +30,10 @@ cdef enum:
     SUITE_CHACHA20_POLY1305_SHA256 = 0x1303
 
 
-# Keys of one direction. Owner: the connection. The key itself lives in the context only.
+# Keys of one direction. Owner: the connection. The key itself lives in one of the first two only; both NULL: no keys.
 cdef struct RecordKeys:
-    EVP_CIPHER_CTX* context        # NULL: no keys
+    GcmKey* gcm
+    EVP_CIPHER_CTX* context
     uint64_t sequence              # of the next record
     uint64_t sequence_max          # AEAD limit (RFC 8446 section 5.5): this record is not sealed any more
     uint8_t iv[12]

@@ -8,6 +8,7 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from kdaemon_pyx cimport libcrypto as crypto
+from kdaemon_pyx.gcm cimport gcm_key_free, gcm_key_new, gcm_open, gcm_seal
 
 cdef extern from "<errno.h>" nogil:
     int EKEYEXPIRED
@@ -52,18 +53,23 @@ cdef int record_keys_set(
         bint encrypt) noexcept nogil:
     """Installs the key of one direction; replaces what was there only when the new one is complete. 0, -EINVAL or -ENOMEM."""
     cdef crypto.EVP_CIPHER* cipher = suite_cipher(cipher_suite)
-    cdef crypto.EVP_CIPHER_CTX* context
+    cdef crypto.EVP_CIPHER_CTX* context = NULL
+    cdef GcmKey* gcm = NULL
     if cipher == NULL:
         return -EINVAL
-    context = crypto.EVP_CIPHER_CTX_new()
-    if context == NULL:
-        return -ENOMEM
-    # 12 bytes is the default IV length of all three ciphers.
-    if crypto.EVP_CipherInit_ex(context, cipher, NULL, key, iv, encrypt) != 1:
-        crypto.EVP_CIPHER_CTX_free(context)
-        crypto.ERR_clear_error()
-        return -ENOMEM
+    if cipher_suite != SUITE_CHACHA20_POLY1305_SHA256:
+        gcm = gcm_key_new(key, suite_key_length(cipher_suite))
+    if gcm == NULL:
+        context = crypto.EVP_CIPHER_CTX_new()
+        if context == NULL:
+            return -ENOMEM
+        # 12 bytes is the default IV length of all three ciphers.
+        if crypto.EVP_CipherInit_ex(context, cipher, NULL, key, iv, encrypt) != 1:
+            crypto.EVP_CIPHER_CTX_free(context)
+            crypto.ERR_clear_error()
+            return -ENOMEM
     record_keys_clear(keys)
+    keys.gcm = gcm
     keys.context = context
     keys.cipher_suite = cipher_suite
     keys.sequence = sequence
@@ -73,6 +79,7 @@ cdef int record_keys_set(
 
 
 cdef void record_keys_clear(RecordKeys* keys) noexcept nogil:
+    gcm_key_free(keys.gcm)
     if keys.context != NULL:
         crypto.EVP_CIPHER_CTX_free(keys.context)   # cleanses its key
     crypto.OPENSSL_cleanse(keys, sizeof(RecordKeys))
@@ -105,7 +112,7 @@ cdef int64_t record_seal_from(
     cdef uint8_t* body = record + RECORD_HEADER
     cdef uint32_t apart = length if plaintext != body else 0     # bytes sealed before the content type joins
     cdef int out = 0
-    if keys.context == NULL or length > RECORD_PLAINTEXT_MAX:
+    if (keys.context == NULL and keys.gcm == NULL) or length > RECORD_PLAINTEXT_MAX:
         return -EINVAL
     if keys.sequence >= keys.sequence_max:
         return -EKEYEXPIRED
@@ -117,6 +124,9 @@ cdef int64_t record_seal_from(
     body[length] = content_type
     record_nonce(keys, nonce)
     keys.sequence += 1
+    if keys.gcm != NULL:
+        gcm_seal(keys.gcm, nonce, record, body, plaintext, length)
+        return RECORD_HEADER + sealed
     if (crypto.EVP_CipherInit_ex(keys.context, NULL, NULL, NULL, nonce, -1) != 1
             or crypto.EVP_EncryptUpdate(keys.context, NULL, &out, record, RECORD_HEADER) != 1
             or (apart and crypto.EVP_EncryptUpdate(keys.context, body, &out, plaintext, <int>apart) != 1)
@@ -128,6 +138,20 @@ cdef int64_t record_seal_from(
     return RECORD_HEADER + sealed
 
 
+cdef bint libcrypto_open(crypto.EVP_CIPHER_CTX* context, const uint8_t* nonce, uint8_t* record, uint32_t length) noexcept nogil:
+    """Opens ``length`` bytes behind the header in place. False: the tag behind them is another one."""
+    cdef int out = 0
+    cdef uint8_t* body = record + RECORD_HEADER
+    if (crypto.EVP_CipherInit_ex(context, NULL, NULL, NULL, nonce, -1) == 1
+            and crypto.EVP_CIPHER_CTX_ctrl(context, crypto.EVP_CTRL_AEAD_SET_TAG, RECORD_TAG, body + length) == 1
+            and crypto.EVP_DecryptUpdate(context, NULL, &out, record, RECORD_HEADER) == 1
+            and crypto.EVP_DecryptUpdate(context, body, &out, body, <int>length) == 1
+            and crypto.EVP_DecryptFinal_ex(context, body + length, &out) == 1):
+        return True
+    crypto.ERR_clear_error()
+    return False
+
+
 cdef int64_t record_open(
         RecordKeys* keys, uint8_t* record, uint32_t record_length, uint8_t* content_type) noexcept nogil:
     """Opens one whole record in place; ``record_length`` includes its header.
@@ -137,24 +161,22 @@ cdef int64_t record_open(
     """
     cdef uint8_t[12] nonce
     cdef uint32_t length
-    cdef int out = 0
+    cdef bint opened
     if record_length > RECORD_WIRE_MAX:
         return -EMSGSIZE
     if record[0] != CONTENT_APPLICATION_DATA:
         return -EPROTO
-    if record_length < RECORD_OVERHEAD or keys.context == NULL:
+    if record_length < RECORD_OVERHEAD or (keys.context == NULL and keys.gcm == NULL):
         return -EBADMSG
     if keys.sequence == <uint64_t>-1:
         return -EKEYEXPIRED
     length = record_length - RECORD_HEADER - RECORD_TAG
     record_nonce(keys, nonce)
-    if (crypto.EVP_CipherInit_ex(keys.context, NULL, NULL, NULL, nonce, -1) != 1
-            or crypto.EVP_CIPHER_CTX_ctrl(keys.context, crypto.EVP_CTRL_AEAD_SET_TAG, RECORD_TAG,
-                                          record + RECORD_HEADER + length) != 1
-            or crypto.EVP_DecryptUpdate(keys.context, NULL, &out, record, RECORD_HEADER) != 1
-            or crypto.EVP_DecryptUpdate(keys.context, record + RECORD_HEADER, &out, record + RECORD_HEADER, <int>length) != 1
-            or crypto.EVP_DecryptFinal_ex(keys.context, record + RECORD_HEADER + length, &out) != 1):
-        crypto.ERR_clear_error()
+    if keys.gcm != NULL:
+        opened = gcm_open(keys.gcm, nonce, record, record + RECORD_HEADER, length)
+    else:
+        opened = libcrypto_open(keys.context, nonce, record, length)
+    if not opened:
         memset(record + RECORD_HEADER, 0, length)
         return -EBADMSG
     keys.sequence += 1

@@ -9,6 +9,7 @@ cdef struct Uring:
     io_uring ring
     uint32_t setup_flags           # what the kernel took
     uint32_t features
+    uint8_t registered             # ring.enter_ring_fd is an index
     int error                      # negative errno once submission failed for good; the loop ends with it
     uint64_t enters                # io_uring_enter calls
     io_uring_sqe scratch           # where preparations go after an error
@@ -30,7 +31,7 @@ cdef struct ReceiveRing:
 cdef int uring_setup(Uring* u, uint32_t entries) noexcept nogil
 cdef void uring_teardown(Uring* u) noexcept nogil
 cdef io_uring_sqe* uring_sqe(Uring* u) noexcept nogil
-cdef int uring_enter(Uring* u, bint wait, uint64_t timeout_ns) noexcept nogil
+cdef int uring_enter(Uring* u, bint wait, uint64_t timeout_ns, uint32_t hold_us) noexcept nogil
 cdef uint32_t uring_peek(Uring* u, io_uring_cqe** cqes, uint32_t count) noexcept nogil
 cdef void uring_seen(Uring* u, uint32_t count) noexcept nogil
 

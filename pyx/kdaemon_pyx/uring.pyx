@@ -13,6 +13,10 @@ from kdaemon_pyx cimport liburing as lu
 from kdaemon_pyx.atomics cimport load_acquire_u32
 
 
+cdef enum:
+    HELD_MAX = 512                 # completions that end a held wait
+
+
 cdef int uring_setup(Uring* u, uint32_t entries) noexcept nogil:
     """Makes the ring with the best set of flags that the kernel takes. Returns 0 or a negative errno (EPERM: io_uring_disabled or seccomp)."""
     cdef lu.io_uring_params params
@@ -38,7 +42,7 @@ cdef int uring_setup(Uring* u, uint32_t entries) noexcept nogil:
         return -ENOSYS
     lu.io_uring_ring_dontfork(&u.ring)
     # Saves the file look-up in every io_uring_enter; without it everything works all the same.
-    lu.io_uring_register_ring_fd(&u.ring)
+    u.registered = lu.io_uring_register_ring_fd(&u.ring) == 1
     return 0
 
 
@@ -72,8 +76,9 @@ cdef bint has_work(Uring* u) noexcept nogil:
     return (load_acquire_u32(<uint32_t*>u.ring.sq.kflags) & (lu.IORING_SQ_TASKRUN | lu.IORING_SQ_CQ_OVERFLOW)) != 0
 
 
-cdef int uring_enter(Uring* u, bint wait, uint64_t timeout_ns) noexcept nogil:
-    """Submits what is prepared and, if asked, waits for one completion or the timeout. Returns 0 or a negative errno that is fatal."""
+cdef int uring_enter(Uring* u, bint wait, uint64_t timeout_ns, uint32_t hold_us) noexcept nogil:
+    """Submits what is prepared and, if asked, waits for one completion or the timeout; for ``hold_us`` at least, unless HELD_MAX
+    complete before (IORING_FEAT_MIN_TIMEOUT). Returns 0 or a negative errno that is fatal."""
     cdef lu.io_uring_cqe* cqe = NULL
     cdef lu.__kernel_timespec timeout
     cdef int result
@@ -83,7 +88,10 @@ cdef int uring_enter(Uring* u, bint wait, uint64_t timeout_ns) noexcept nogil:
     if wait:
         timeout.tv_sec = <int64_t>(timeout_ns // 1000000000)
         timeout.tv_nsec = <long long>(timeout_ns % 1000000000)
-        result = lu.io_uring_submit_and_wait_timeout(&u.ring, &cqe, 1, &timeout, NULL)
+        if hold_us:
+            result = lu.kdaemon_uring_wait(&u.ring, u.registered, HELD_MAX, &timeout, hold_us)
+        else:
+            result = lu.io_uring_submit_and_wait_timeout(&u.ring, &cqe, 1, &timeout, NULL)
     else:
         result = lu.io_uring_submit_and_get_events(&u.ring)
     if result >= 0 or result == -ETIME or result == -EINTR or result == -EAGAIN or result == -EBUSY:

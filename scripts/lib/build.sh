@@ -11,6 +11,7 @@ digest() { sha256sum | cut -c 1-64; }
 prepare() {
     local extras=${1:-} started=$SECONDS lock dependencies sources
     need_packages gcc libc6-dev liburing-dev libssl-dev
+    [ "$(uname -m)" != x86_64 ] || want_packages libipsec-mb1        # AES-GCM for the user-mode record layer (pyx/kdaemon_pyx/gcm.pyx)
     exec {lock}<"$REPOSITORY/setup.py"
     flock "$lock"
     ensure_venv

@@ -41,6 +41,11 @@ need_packages() {
         die "apt-get could not install ${missing[*]}"
 }
 
+# want_packages NAME...: the same for what the daemon is only better with; says so where they cannot be had (another architecture, no network).
+want_packages() {
+    (need_packages "$@") || say "going on without $*"
+}
+
 # A list fetched within the last hour is fresh enough; a new machine has none at all.
 refresh_package_lists() {
     if [ -n "$(find /var/lib/apt/lists -maxdepth 1 -name '*Packages*' -mmin -60 -print -quit 2>/dev/null)" ]; then

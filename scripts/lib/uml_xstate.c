@@ -7,7 +7,7 @@
  * for aside, per buffer (a guest task has one), and gives it back behind the part UML knows.
  *
  * Remaining gap: a signal handler in the guest does not preserve that upper part. scripts/guest therefore
- * tells glibc and OpenSSL in the guest to leave AVX-512 alone.
+ * tells glibc, OpenSSL and the engine in the guest to leave AVX-512 alone.
  *
  * Thread-safety: UML calls ptrace from one host thread, never from a signal handler.
  */

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from kdaemon_pyx import gcm
 
 from kdaemon import doctor, ktls
 
@@ -44,6 +45,13 @@ def test_this_machine_can_run_the_daemon() -> None:
     assert report.facts["io_uring"]["operations_missing"] == []
     assert report.facts["io_uring"]["multishot_accept"] is None
     assert report.facts["io_uring"]["provided_buffer_ring"] is None
+
+
+def test_what_seals_records_is_named() -> None:
+    report = doctor.examine()
+    assert report.facts["aes_gcm"] == gcm.IMPLEMENTATION
+    (finding,) = [finding for finding in report.findings if finding.name == "AES-GCM"]
+    assert ("libcrypto" in finding.detail) == (gcm.IMPLEMENTATION == "libcrypto")
 
 
 def test_ktls_is_reported_as_probed() -> None:
