@@ -1,5 +1,8 @@
 """Opened files with their response heads, made once and sent many times."""
 
+import os
+import re
+
 from libc.errno cimport EOPNOTSUPP, errno
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
@@ -18,6 +21,14 @@ from kdaemon_pyx.http_response cimport (
 cdef extern from "<sys/stat.h>" nogil:
     int fstat(int fd, file_stat* status)
 
+cdef extern from "<sys/vfs.h>" nogil:
+    struct file_system "statfs":
+        long f_type
+    int fstatfs(int fd, file_system* found)
+
+cdef extern from "<linux/magic.h>" nogil:
+    const long EXT4_SUPER_MAGIC, XFS_SUPER_MAGIC, BTRFS_SUPER_MAGIC, TMPFS_MAGIC
+
 cdef extern from "<sys/uio.h>" nogil:
     struct iovec:
         void* iov_base
@@ -34,14 +45,30 @@ cdef extern from "<unistd.h>" nogil:
 cdef enum:
     # Timestamps of files advance in steps of a timer tick (10 ms at worst): within two of them a change can go unseen.
     TIMESTAMP_STEP_NS = 20_000_000
+    WHOLE_SECONDS_STEP_NS = 2_000_000_000  # of file systems that store no fractions
     HEAD_WITHOUT_FIELDS_BYTES_MAX = 512
 
 
-cdef bint changed_just_now(const file_stat* status) noexcept nogil:
+# Since Linux 6.13 some file systems give a change of its own time to whatever changes after its time was asked for.
+cdef bint kernel_times_each_change = tuple(map(int, re.findall("[0-9]+", os.uname().release)[:2])) >= (6, 13)
+
+
+cdef bint times_each_change(int fd) noexcept nogil:
+    cdef file_system found
+    return kernel_times_each_change and fstatfs(fd, &found) == 0 and (
+        found.f_type == EXT4_SUPER_MAGIC or found.f_type == XFS_SUPER_MAGIC
+        or found.f_type == <long>BTRFS_SUPER_MAGIC or found.f_type == TMPFS_MAGIC
+    )
+
+
+cdef bint changed_just_now(int fd, const file_stat* status) noexcept nogil:
+    # True where a further change could leave the same time behind.
     cdef timespec now
     clock_gettime(CLOCK_REALTIME, &now)
     cdef int64_t age_ns = (now.tv_sec - status.st_ctim.tv_sec) * 1_000_000_000 + now.tv_nsec - status.st_ctim.tv_nsec
-    return age_ns < TIMESTAMP_STEP_NS
+    if status.st_ctim.tv_nsec == 0:
+        return age_ns < WHOLE_SECONDS_STEP_NS
+    return age_ns < TIMESTAMP_STEP_NS and not times_each_change(fd)
 
 
 cdef void put_etag(Writer* writer, Representation* representation) noexcept nogil:
@@ -143,7 +170,7 @@ cdef Representation* representation_of_file(
     representation.budget = budget
     representation.content_type = given.content_type
     representation.vary = given.vary
-    representation.racy = changed_just_now(status)
+    representation.racy = changed_just_now(fd, status)
     representation.etag_weak = representation.racy
     if not make_head(representation, given):
         representation_release(representation)
