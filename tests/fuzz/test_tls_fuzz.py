@@ -1,7 +1,8 @@
-"""A short replay of the TLS fuzz targets: seeds, seeds with random changes, noise, and inputs that once failed."""
+"""A short replay of the TLS fuzz targets: seeds with random changes, noise, what the fuzzers kept, what once failed."""
 
 import random
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,16 @@ def test_target(name):
     for _ in range(ROUNDS):
         target(mutate(generator, generator.choice(seeds)))
         target(generator.randbytes(generator.randint(0, 200)))
+
+
+@pytest.mark.parametrize("name", tls_targets.TARGETS)
+def test_what_the_fuzzers_kept(name):
+    target = tls_targets.TARGETS[name]
+    with zipfile.ZipFile(CORPUS / f"{name}.zip") as kept:
+        inputs = [kept.read(member) for member in kept.namelist()]
+    assert inputs
+    for data in inputs:
+        target(data)
 
 
 @pytest.mark.parametrize("path", sorted(CORPUS.glob("*/*")), ids=lambda path: f"{path.parent.name}-{path.name}")
