@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import select
 import socket
 import ssl
 import subprocess
@@ -118,58 +117,52 @@ def test_a_page_is_fetched_through_the_daemon(daemon: Daemon, lane: Lane) -> Non
     assert body == pattern(8 << 20)
 
 
-def exchange(peer: ssl.SSLSocket, data: memoryview, left: int) -> hashlib._Hash:
-    """Sends `data` and receives `left` bytes at the same time, in one thread: an OpenSSL connection takes no two."""
-    received = hashlib.sha256()
-    peer.setblocking(False)
-    while data or left:
-        moved = False
-        try:
-            if data:
-                data = data[peer.send(data[: 1 << 18]) :]
-                moved = True
-        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
-            pass
-        try:
-            if left:
-                piece = peer.recv(1 << 16)
-                assert piece
-                received.update(piece)
-                left -= len(piece)
-                moved = True
-        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
-            pass
-        if not moved:
-            readable, writable, _ = select.select([peer], [peer] if data else [], [], DEADLINE_S)
-            assert readable or writable
-    return received
+def stream(megabytes: int) -> Iterator[bytes]:
+    """Random megabytes, no two alike, without holding them all."""
+    block = os.urandom((1 << 20) - 8)
+    for number in range(megabytes):
+        yield number.to_bytes(8, "big") + block
+
+
+def send_all(write: Callable[[bytes], object], megabytes: int, sent: hashlib._Hash) -> None:
+    for piece in stream(megabytes):
+        sent.update(piece)
+        write(piece)
+
+
+def receive_all(read: Callable[[int], bytes], megabytes: int, received: hashlib._Hash) -> None:
+    left = megabytes << 20
+    while left:
+        piece = read(min(left, 1 << 18))
+        assert piece
+        received.update(piece)
+        left -= len(piece)
 
 
 @pytest.mark.parametrize("megabytes", [16, pytest.param(1024, marks=pytest.mark.slow)])
 def test_bulk_each_way(daemon: Daemon, listener: Listener, megabytes: int) -> None:
-    """Equal SHA-256 of what was sent and what arrived, both directions at the same time."""
-    peer, connection = pair(daemon, listener)
-    data = memoryview(os.urandom(1 << 20) * megabytes)
-    expected, there = hashlib.sha256(data), hashlib.sha256()
-
-    def program_sends() -> None:
-        for start in range(0, len(data), 1 << 20):
-            connection.write(data[start : start + (1 << 20)])
-
-    def program_receives() -> None:
-        left = len(data)
-        while left:
-            piece = connection.read(1 << 18)
-            there.update(piece)
-            left -= len(piece)
-
-    threads = [in_thread(function) for function in (program_sends, program_receives)]
-    back = exchange(peer, data, len(data))
-    for thread in threads:
-        thread.join(DEADLINE_S * 10)
-    assert there.digest() == back.digest() == expected.digest()
-    connection.close()
-    peer.close()
+    """`openssl s_client` and the program, both directions at the same time: equal SHA-256 of what was sent and came."""
+    accept = listener.accept_operation()
+    command = ["openssl", "s_client", "-connect", f"127.0.0.1:{listener.port}", "-CAfile", str(daemon.ca), "-quiet"]
+    with subprocess.Popen(
+        [*command, "-alpn", "echo"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    ) as client:
+        assert client.stdin is not None
+        assert client.stdout is not None
+        connection = accept.wait(DEADLINE_S)
+        sent, came, sent_back, came_back = (hashlib.sha256() for _ in range(4))
+        threads = [
+            in_thread(lambda: (send_all(client.stdin.write, megabytes, sent), client.stdin.flush())),
+            in_thread(lambda: receive_all(connection.read, megabytes, came)),
+            in_thread(lambda: send_all(connection.write, megabytes, sent_back)),
+            in_thread(lambda: receive_all(client.stdout.read, megabytes, came_back)),
+        ]
+        for thread in threads:
+            thread.join(DEADLINE_S * 10)
+        client.stdin.close()
+        assert sent.digest() == came.digest()
+        assert sent_back.digest() == came_back.digest()
+        connection.close()
 
 
 def test_both_ends_through_the_daemon(daemon: Daemon, lane: Lane, listener: Listener) -> None:
