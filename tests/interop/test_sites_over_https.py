@@ -124,7 +124,7 @@ def test_a_link_to_the_next_release_counts_from_a_reload_on(tmp_path: Path, issu
         (tmp_path / "next").rename(link)
         assert control(daemon, "reload").returncode == 0
         eventually(lambda: curl(daemon, "/").body == b"second", "the link's new target is served")
-        for _ in range(3):
+        for _ in range(2):
             keymgr = pid_of(daemon, "keymgr")
             assert control(daemon, "reload").returncode == 0
             eventually(lambda keymgr=keymgr: pid_of(daemon, "keymgr") != keymgr, "the reload is done")
