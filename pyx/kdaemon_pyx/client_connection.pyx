@@ -64,7 +64,9 @@ cdef extern from "sys/socket.h" nogil:
 cdef enum:
     SLEEPS_PER_TRIAL = 256     # where spinning did not pay
     SPIN_MIN_NS = 5000
-    HOLD_US = 100              # what a message of a busy lane may wait for others
+    HOLD_US = 50               # what a message of a busy lane may wait for others
+    HOLD_MANY_US = 100         # the same among MANY connections: where there are few, all have asked after that time and wait for answers
+    MANY = 64
     BORROW_MIN = 4096          # bytes; user layer: less is copied, so that small WRITEs leave together
     TRASH_SIZE = 65536
     ALERT_CLOSE_NOTIFY = 0
@@ -284,7 +286,9 @@ cdef uint64_t clock_ns() noexcept nogil:
 cdef void on_turn(Core* core) noexcept nogil:
     cdef ClientService* clients = <ClientService*> core.services[SERVICE_INDEX].context
     clients.engine = core
-    core.hold_us = HOLD_US if clients.clients_used and core.uring.features & lu.IORING_FEAT_MIN_TIMEOUT else 0
+    core.hold_us = 0
+    if clients.clients_used and core.uring.features & lu.IORING_FEAT_MIN_TIMEOUT:
+        core.hold_us = HOLD_MANY_US if core.counters.connections >= MANY else HOLD_US
     if core.stopping:
         client_service_detach_all(clients)
     elif clients.said_asleep:
