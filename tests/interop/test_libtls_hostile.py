@@ -161,11 +161,22 @@ def test_roles(issued: Issued, tmp_path: Path, roles: str, open_works: bool, lis
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs to become another user")
-@pytest.mark.parametrize("allowed", [False, True])
-def test_users(issued: Issued, tmp_path: Path, allowed: bool) -> None:
+@pytest.mark.parametrize(
+    ("who", "allowed"),
+    [
+        (f'users = ["{NOBODY}"]', True),
+        ('users = ["nobody"]', True),
+        ('users = ["12345"]', False),
+        (f'groups = ["{NOBODY}"]', True),
+        ('groups = ["nogroup"]', True),
+        ('groups = ["12345", "root", "no-such-group"]', False),
+        (f'users = ["12345"]\ngroups = ["{NOBODY}"]', True),
+    ],
+)
+def test_users_and_groups(issued: Issued, tmp_path: Path, who: str, allowed: bool) -> None:
     """With anybody named in the configuration the socket is open to all, and the kernel says who asks."""
     configuration = tmp_path / "kdaemon.toml"
-    configuration.write_text(f'[clients]\nusers = ["{NOBODY if allowed else 12345}"]\n')
+    configuration.write_text(f"[clients]\n{who}\n")
     with serve(
         tmp_path, "--workers", "1", "--config", str(configuration), issued=issued, ends_by_itself=True
     ) as daemon:
