@@ -7,6 +7,8 @@ the next one a quarter of a second after the one before, or at once when that fa
 
 import asyncio
 import collections
+import concurrent.futures.thread  # noqa: F401 - for getaddrinfo, as encodings.idna: while the user may still read their files
+import encodings.idna  # noqa: F401
 import errno
 import itertools
 import os
@@ -75,6 +77,8 @@ class Connector:
             error = OSError(errno.ECANCELED, "cancelled")
         except OSError as failure:
             error = failure
+        except Exception as failure:  # noqa: BLE001 - whatever it is, the operation ends
+            error = OSError(errno.EIO, f"connecting failed: {failure!r}")
         del self._tasks[key]
         self._results.append((key, done, sock, error))
         os.eventfd_write(self._event_fd, 1)
@@ -104,7 +108,10 @@ def interleave(addresses: Sequence[_AddressInfo]) -> list[_AddressInfo]:
 async def connect(host: str, port: int) -> socket.socket:
     """A connected, non-blocking socket. Raises OSError: that of the first address when none works."""
     loop = asyncio.get_running_loop()
-    addresses = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_ADDRCONFIG)
+    try:
+        addresses = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_ADDRCONFIG)
+    except ValueError as error:  # UnicodeError: an empty or too long label; ValueError: NUL
+        raise socket.gaierror(socket.EAI_NONAME, "this is no name of a host") from error
     waiting = interleave(addresses)
     running: set[asyncio.Task[socket.socket]] = set()
     first_error: OSError | None = None

@@ -265,6 +265,13 @@ def test_cancel_of_something_finished(connection: Connection) -> None:
 # Hosts
 
 
+@pytest.mark.parametrize("host", ["x" * 64, "a..example", ".", "a\0b", "\udcff"], ids=repr)
+def test_host_that_is_no_name(lane: Lane, host: str) -> None:
+    """It ends, with an error: `x` * 64 once never did."""
+    with pytest.raises((errors.NameNotResolved, ValueError)):
+        tls_open(host, 443, lane=lane).wait(DEADLINE_S)
+
+
 def test_host_that_does_not_resolve(lane: Lane) -> None:
     with pytest.raises(errors.NameNotResolved, match="resolve") as failure:
         tls_open("no-such-host.invalid", 443, lane=lane).wait(DEADLINE_S)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pwd
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -196,6 +198,39 @@ def test_users_and_groups(issued: Issued, tmp_path: Path, who: str, allowed: boo
                 os._exit(code)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == (1 if allowed else 2)
         daemon.stop()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs to start daemons that become other users")
+def test_two_daemons_of_different_users(issued: Issued) -> None:
+    """One listens, one connects; neither can do the other's part, and their workers are different users."""
+    workers = []
+    with contextlib.ExitStack() as stack:
+        daemons = []
+        for role, user in (("server", "daemon"), ("client", "nobody")):
+            # Not below tmp_path, which only root may enter.
+            directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kdaemon-role-")))
+            directory.chmod(0o755)
+            configuration = directory / "kdaemon.toml"
+            configuration.write_text(f'[clients]\nroles = ["{role}"]\n[users]\nworker = "{user}"\n')
+            arguments = ("--workers", "1", "--config", str(configuration))
+            daemons.append(stack.enter_context(serve(directory, *arguments, issued=issued, ends_by_itself=True)))
+            workers.append(status(daemons[-1])["workers"][0]["pid"])
+        server, client = (stack.enter_context(contextlib.closing(Lane.attach(socket_of(one)))) for one in daemons)
+        assert [Path(f"/proc/{pid}").stat().st_uid for pid in workers] == [pwd.getpwnam("daemon").pw_uid, NOBODY]
+        listener = tls_listen(lane=server).wait(DEADLINE_S)
+        accept = listener.accept_operation()
+        ours = tls_open("localhost", listener.port, cafile=daemons[0].ca, lane=client).wait(DEADLINE_S)
+        theirs = accept.wait(DEADLINE_S)
+        ours.write(b"from one daemon to the other")
+        assert theirs.read(100) == b"from one daemon to the other"
+        with pytest.raises(errors.NotAllowed):
+            tls_listen(lane=client).wait(DEADLINE_S)
+        with pytest.raises(errors.NotAllowed):
+            tls_open("localhost", listener.port, cafile=daemons[0].ca, lane=server).wait(DEADLINE_S)
+        ours.close()
+        theirs.close()
+        for daemon in daemons:
+            daemon.stop()
 
 
 def test_no_daemon(tmp_path: Path) -> None:
