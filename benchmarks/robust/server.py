@@ -65,7 +65,7 @@ class Sample:
     """What the daemon holds at one moment."""
 
     memory_bytes: int  # control group: anonymous, shared and kernel memory
-    pss_bytes: int  # proportional set size of all processes, without files: that depends on who else has them mapped
+    pss_bytes: int  # proportional set size of all processes, without what is mapped: others may have that mapped, too
     descriptors: int  # without the next
     files: int  # descriptors of the site's files, which the daemon remembers
     mappings: int
@@ -103,7 +103,7 @@ class Server:
         for pid in pids:
             process = Path(f"/proc/{pid}")
             for line in (process / "smaps_rollup").read_text().splitlines():
-                if line.startswith(("Pss_Anon:", "Pss_Shmem:")):
+                if line.startswith("Pss_Anon:"):
                     pss += int(line.split()[1]) * 1024
             for descriptor in (process / "fd").iterdir():
                 if str(descriptor.readlink()).startswith(f"{self.site}/"):
@@ -135,7 +135,8 @@ class Server:
         return sum(worker.get("connections", 0) for worker in self.status()["workers"])
 
     def resident_buffers(self) -> int:
-        return sum(worker["engine"]["buffers_resident"] for worker in self.status()["workers"])
+        names = ("buffers_resident", "receive_buffers_resident")
+        return sum(worker["engine"][name] for worker in self.status()["workers"] for name in names)
 
     def wait_until_idle(self) -> None:
         """Until no worker has a connection."""

@@ -445,6 +445,7 @@ cdef class Engine:
             "uring_enters": load_relaxed_u64(&core.uring.enters),
             "buffers_in_use": load_relaxed_u64(&core.pool.in_use),
             "buffers_resident": load_relaxed_u64(&core.pool.resident),
+            "receive_buffers_resident": load_relaxed_u64(&core.receive_ring.resident),
         }
         for i in range(<int>CLOSE_REASON_COUNT):
             result[f"closed_{CLOSE_REASONS[i]}"] = load_relaxed_u64(&core.counters.closed[i])

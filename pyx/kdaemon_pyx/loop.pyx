@@ -41,7 +41,7 @@ from kdaemon_pyx.timers cimport (
 from kdaemon_pyx.transmit cimport (
     transmit_control_done, transmit_discard, transmit_item, transmit_send_done)
 from kdaemon_pyx.uring cimport (
-    receive_ring_buffer, receive_ring_publish, receive_ring_recycle, receive_ring_setup, receive_ring_teardown, uring_enter, uring_peek,
+    receive_ring_buffer, receive_ring_publish, receive_ring_recycle, receive_ring_rest, receive_ring_setup, receive_ring_teardown, uring_enter, uring_peek,
     uring_seen, uring_setup, uring_sqe, uring_teardown)
 
 
@@ -307,6 +307,7 @@ cdef void received(Core* core, Connection* c, int32_t result, uint32_t flags) no
     cdef uint8_t* data = NULL
     if flags & lu.IORING_CQE_F_BUFFER:
         data = receive_ring_buffer(&core.receive_ring, index)
+        core.receive_ring.resident = RECEIVE_BUFFERS
     c.socket_nonempty = (flags & lu.IORING_CQE_F_SOCK_NONEMPTY) != 0
     core.company += 1
     if c.state == CONNECTION_HANDSHAKE:
@@ -395,6 +396,8 @@ cdef void services_timer(Core* core) noexcept nogil:
 
 
 cdef void pool_timer(Core* core) noexcept nogil:
+    if core.live == NULL:                          # then no receive is outstanding
+        receive_ring_rest(&core.receive_ring)
     timer_set(&core.timers, &core.pool_timer, core.now_ns + (<uint64_t>POOL_REST_MORE_NS if pool_rest(&core.pool) else core.pool_rest_ns))
 
 

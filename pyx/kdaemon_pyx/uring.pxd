@@ -26,6 +26,7 @@ cdef struct ReceiveRing:
     uint32_t buffer_size           # bytes
     uint16_t group
     uint16_t added                 # recycled, not yet published
+    uint64_t resident              # buffers that may have pages: none or all, for the kernel takes them in turn
 
 
 cdef int uring_setup(Uring* u, uint32_t entries) noexcept nogil
@@ -41,3 +42,4 @@ cdef void receive_ring_teardown(ReceiveRing* r, Uring* u) noexcept nogil
 cdef uint8_t* receive_ring_buffer(ReceiveRing* r, uint16_t index) noexcept nogil
 cdef void receive_ring_recycle(ReceiveRing* r, uint16_t index) noexcept nogil
 cdef void receive_ring_publish(ReceiveRing* r) noexcept nogil
+cdef void receive_ring_rest(ReceiveRing* r) noexcept nogil

@@ -9,6 +9,10 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memset
 from posix.mman cimport MAP_ANONYMOUS, MAP_FAILED, MAP_PRIVATE, PROT_READ, PROT_WRITE, mmap, munmap
 
+cdef extern from "<sys/mman.h>" nogil:
+    const int MADV_DONTNEED
+    int madvise(void* address, size_t length, int advice)
+
 from kdaemon_pyx cimport liburing as lu
 from kdaemon_pyx.atomics cimport load_acquire_u32
 
@@ -158,6 +162,13 @@ cdef void receive_ring_teardown(ReceiveRing* r, Uring* u) noexcept nogil:
 
 cdef uint8_t* receive_ring_buffer(ReceiveRing* r, uint16_t index) noexcept nogil:
     return r.memory + <size_t>index * r.buffer_size
+
+
+cdef void receive_ring_rest(ReceiveRing* r) noexcept nogil:
+    """Gives the buffers' pages back. Only while no receive is outstanding: the kernel could be filling one, or have filled it."""
+    if r.resident:
+        madvise(r.memory, r.memory_size, MADV_DONTNEED)
+        r.resident = 0
 
 
 cdef void receive_ring_recycle(ReceiveRing* r, uint16_t index) noexcept nogil:

@@ -9,6 +9,7 @@ from support.waiting import eventually
 REST_MS = 50
 PEAK = 150  # of connections; one look gives back the pages of 64 buffers
 LENGTH = 16384
+RECEIVED = 1 << 20  # at least, into the buffers that the kernel takes in turn
 
 
 def anonymous_bytes() -> int:
@@ -50,7 +51,11 @@ def test_pages_of_a_peak_go_back_to_the_kernel() -> None:
             peer, conn, last = held[kept]
             peer.sock.sendall(last)
             assert peer.receive_data(LENGTH) == bytes([kept]) * LENGTH
+            before = anonymous_bytes()
+            assert running.engine.counters()["receive_buffers_resident"] > 0  # the kernel may be filling them
             peer.sock.close()
             running.event(e.EVENT_CLOSED, conn)
+            eventually(lambda: running.engine.counters()["receive_buffers_resident"] == 0, "an idle engine has none")
+            assert before - anonymous_bytes() > RECEIVED
     finally:
         running.stop()
