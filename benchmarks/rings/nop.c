@@ -6,6 +6,7 @@
  *   ./nop --doorbell CPU CPU N     a bare doorbell round trip between two CPUs, to compare with
  */
 #define _GNU_SOURCE
+#include <poll.h>
 #include <sched.h>
 #include <time.h>
 

@@ -1,6 +1,8 @@
-"""What benchmarks/serve concludes from its runs: ratios, spreads and marks."""
+"""What benchmarks/serve concludes from its runs; and that the programs of benchmarks/rings compile."""
 
 import dataclasses
+import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -8,6 +10,8 @@ from benchmarks.serving.cases import CASES
 from benchmarks.serving.load import Result
 from benchmarks.serving.measure import Measured
 from benchmarks.serving.report import case_as_json, cost_rows, rows
+
+RINGS = Path(__file__).resolve().parent.parent.parent / "benchmarks" / "rings"
 
 RUN = Result(
     requests=1000, bytes=1_000_000, handshakes_full=0, handshakes_resumed=0, errors=0, first_error="", reconnects=0,
@@ -57,3 +61,10 @@ def test_costs_are_those_of_each_server() -> None:
         ("requests-1k", "nginx", "request", "100.00", "7.00"),
         ("requests-1k", "kdaemon", "request", "50.00", "0.50"),
     ]
+
+
+@pytest.mark.parametrize("program", sorted(path.name for path in RINGS.glob("*.c")))
+def test_the_programs_of_the_rings_compile(program: str) -> None:
+    command = ["cc", "-std=gnu11", "-Wall", "-Werror", "-fsyntax-only", "-I", str(RINGS / "../../pyx/kdaemon_pyx")]
+    result = subprocess.run([*command, str(RINGS / program)], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
