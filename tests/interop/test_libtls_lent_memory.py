@@ -27,7 +27,7 @@ from libtls import Lane, errors
 from libtls.connection import Connection, Listener
 from libtls.functions import tls_listen
 
-DEATHS = 20
+DEATHS = 8
 LARGE = 4 << 20
 
 
