@@ -1,6 +1,7 @@
-"""What a connection holds of its input before it can be opened: ciphertext, or handshake bytes, in ``cipher`` from ``cipher_start`` to ``cipher_end``.
+"""What a connection holds of its input: ciphertext or handshake bytes that cannot be opened yet, in ``cipher`` from ``cipher_start`` to
+``cipher_end``; plaintext that the service has not taken, in ``input`` likewise.
 
-The buffer grows as it must. The largest kind is only for receiving in bulk: a connection that waits does not keep it.
+A buffer grows as it must. The largest kind is only for receiving in bulk: a connection that waits does not keep it.
 """
 
 from libc.errno cimport ENOMEM
@@ -12,34 +13,44 @@ from kdaemon_pyx.core cimport CLOSE_RESOURCES, Connection
 from kdaemon_pyx.lifecycle cimport connection_terminate
 from kdaemon_pyx.record cimport RECORD_HEADER
 
+cdef enum:
+    SMALL_MAX = 16896              # a whole record begins in a small buffer, and has room for the beginning of the next
+
+
+cdef int append(
+        Connection* c, Buffer** buffer, uint32_t* start, uint32_t* end, const uint8_t* data, uint32_t length) noexcept nogil:
+    """Appends to what stands in ``buffer`` from ``start`` to ``end``; NULL: nothing yet. 0, or -1 after which the connection is closing."""
+    cdef Buffer* larger
+    cdef uint32_t held = end[0] - start[0]
+    if buffer[0] == NULL:
+        buffer[0] = pool_take(&c.core.pool, BUFFER_SMALL if length <= SMALL_MAX else BUFFER_LARGE)
+        start[0] = end[0] = held = 0
+    elif start[0] and end[0] + length > buffer[0].capacity:
+        memmove(buffer[0].data, buffer[0].data + start[0], held)
+        start[0], end[0] = 0, held
+    if buffer[0] != NULL and end[0] + length > buffer[0].capacity and buffer[0].size_class == BUFFER_SMALL:
+        larger = pool_take(&c.core.pool, BUFFER_LARGE)
+        if larger != NULL:
+            memcpy(larger.data, buffer[0].data + start[0], held)
+            pool_give(&c.core.pool, buffer[0])
+            buffer[0] = larger
+            start[0], end[0] = 0, held
+    if buffer[0] == NULL or end[0] + length > buffer[0].capacity:
+        connection_terminate(c, CLOSE_RESOURCES, ENOMEM)
+        return -1
+    memcpy(buffer[0].data + end[0], data, length)
+    end[0] += length
+    return 0
+
 
 cdef int hold(Connection* c, const uint8_t* data, uint32_t length) noexcept nogil:
     """Keeps ciphertext or handshake bytes until more comes. 0, or -1 after which the connection is closing."""
-    cdef Buffer* larger
-    cdef uint32_t held = c.cipher_end - c.cipher_start
-    if c.cipher == NULL:
-        c.cipher = pool_take(&c.core.pool, BUFFER_SMALL if length <= 16896 else BUFFER_LARGE)
-        c.cipher_start = 0
-        c.cipher_end = 0
-        held = 0
-    elif c.cipher_start and c.cipher_end + length > c.cipher.capacity:
-        memmove(c.cipher.data, c.cipher.data + c.cipher_start, held)
-        c.cipher_start = 0
-        c.cipher_end = held
-    if c.cipher != NULL and c.cipher_end + length > c.cipher.capacity and c.cipher.size_class == BUFFER_SMALL:
-        larger = pool_take(&c.core.pool, BUFFER_LARGE)
-        if larger != NULL:
-            memcpy(larger.data, c.cipher.data + c.cipher_start, held)
-            pool_give(&c.core.pool, c.cipher)
-            c.cipher = larger
-            c.cipher_start = 0
-            c.cipher_end = held
-    if c.cipher == NULL or c.cipher_end + length > c.cipher.capacity:
-        connection_terminate(c, CLOSE_RESOURCES, ENOMEM)
-        return -1
-    memcpy(c.cipher.data + c.cipher_end, data, length)
-    c.cipher_end += length
-    return 0
+    return append(c, &c.cipher, &c.cipher_start, &c.cipher_end, data, length)
+
+
+cdef int keep(Connection* c, const uint8_t* data, uint32_t length) noexcept nogil:
+    """Keeps plaintext until the service wants it. 0, or -1 after which the connection is closing."""
+    return append(c, &c.input, &c.input_start, &c.input_end, data, length)
 
 
 cdef void hold_release(Connection* c) noexcept nogil:

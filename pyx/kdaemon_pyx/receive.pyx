@@ -18,14 +18,14 @@ from libc.stdlib cimport free
 from libc.string cimport memcpy, memmove
 
 from kdaemon_pyx cimport liburing as lu
-from kdaemon_pyx.buffers cimport BUFFER_BULK, BUFFER_LARGE, BUFFER_SMALL, Buffer, pool_give, pool_take
+from kdaemon_pyx.buffers cimport BUFFER_BULK, BUFFER_SMALL, pool_give, pool_take
 from kdaemon_pyx.control_records cimport control_flooded, control_record, violation
 from kdaemon_pyx.core cimport (
     CLOSE_RECORD, CLOSE_RESET, CLOSE_RESOURCES, CLOSE_SERVICE, CONNECTION_CLOSING, CONNECTION_ESTABLISHED,
     OPERATION_CANCEL, OPERATION_HANGUP, OPERATION_PULL, OPERATION_RECEIVE, OPERATION_RECEIVE_BULK, OPERATION_RECEIVE_EXACT, OPERATION_RECEIVE_MESSAGE, RECORD_LAYER_KERNEL, RECORD_LAYER_NONE,
     RECORD_LAYER_USER, Connection,
     ControlMessage)
-from kdaemon_pyx.hold cimport hold, hold_in, hold_release, hold_rest, hold_shrink
+from kdaemon_pyx.hold cimport hold, hold_in, hold_release, hold_rest, hold_shrink, keep
 from kdaemon_pyx.ktls cimport KTLS_RX, ktls_control_prepare_receive, ktls_control_type, ktls_set_keys
 from kdaemon_pyx.libcrypto cimport OPENSSL_cleanse
 from kdaemon_pyx.lifecycle cimport connection_mark, connection_terminate, connection_would_block, operation_data
@@ -63,35 +63,6 @@ cdef enum:
 
 cdef void consumed_negative(Connection* c, int64_t result) noexcept nogil:
     connection_terminate(c, CLOSE_SERVICE, <int32_t>-result)
-
-
-cdef int keep(Connection* c, const uint8_t* data, uint32_t length) noexcept nogil:
-    """Appends plaintext to the connection's input. 0, or -1 after which the connection is closing."""
-    cdef Buffer* larger
-    cdef uint32_t held = c.input_end - c.input_start
-    if c.input == NULL:
-        c.input = pool_take(&c.core.pool, BUFFER_SMALL if length <= 16384 else BUFFER_LARGE)
-        c.input_start = 0
-        c.input_end = 0
-        held = 0
-    elif c.input_start and c.input_end + length > c.input.capacity:
-        memmove(c.input.data, c.input.data + c.input_start, held)
-        c.input_start = 0
-        c.input_end = held
-    if c.input != NULL and c.input_end + length > c.input.capacity and c.input.size_class == BUFFER_SMALL:
-        larger = pool_take(&c.core.pool, BUFFER_LARGE)
-        if larger != NULL:
-            memcpy(larger.data, c.input.data + c.input_start, held)
-            pool_give(&c.core.pool, c.input)
-            c.input = larger
-            c.input_start = 0
-            c.input_end = held
-    if c.input == NULL or c.input_end + length > c.input.capacity:
-        connection_terminate(c, CLOSE_RESOURCES, ENOMEM)
-        return -1
-    memcpy(c.input.data + c.input_end, data, length)
-    c.input_end += length
-    return 0
 
 
 cdef void deliver(Connection* c, const uint8_t* data, uint32_t length) noexcept nogil:
