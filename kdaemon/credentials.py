@@ -1,4 +1,5 @@
-"""Certificate chains and the private keys that belong to them. Runs in keymgr only: nobody else reads a key.
+"""Certificate chains and the private keys that belong to them. In the daemon it runs in keymgr only: nobody else there
+reads a key. `kdaemon connect`, a program of its own, loads the one that it presents.
 
 `Credential` here is a loaded pair; what leaves keymgr is its `describe()`: the public part.
 """
@@ -36,7 +37,7 @@ class CredentialError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Credential:
-    """A certificate chain with its private key. The key is in no repr, and this object never leaves keymgr."""
+    """A certificate chain with its private key. The key is in no repr; who loaded it keeps it."""
 
     key_id: str  # SHA-256 of the SubjectPublicKeyInfo: the same key has the same name after a restart or reload
     chain_der: tuple[bytes, ...]
