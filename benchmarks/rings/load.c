@@ -1,7 +1,7 @@
-/* The load of benchmarks/rings/echo: N connections over TLS 1.3 from one thread, by epoll and OpenSSL.
+/* The load of benchmarks/rings/run: N connections over TLS 1.3 from one thread, by epoll and OpenSSL.
  *
  * Modes: `echo` (each connection sends a message and waits until it has come back), `sink` (sends as fast as it is taken),
- * `source` (reads as fast as it comes). What comes back in `echo` is compared with what was sent.
+ * `source` (reads as fast as it comes), `plain-echo` (without TLS). What comes back in an echo is compared with what was sent.
  *
  * Prints "warm" when every connection has its handshake behind it, waits for a line on standard input, loads for SECONDS, prints
  * one line of JSON. The socket buffers are left to the kernel on both sides.
@@ -42,7 +42,7 @@ static uint64_t messages, bytes;
 static uint32_t *latencies_us;
 static size_t latency_count, latency_room;
 static char mode;
-static bool measuring;
+static bool measuring, plain;
 
 static void die(const char *what)
 {
@@ -67,6 +67,10 @@ static double cpu_seconds(void)
 
 static bool would_block(struct connection *c, int result)
 {
+    if (plain && (result == 0 || errno != EAGAIN))
+        die("a connection ended");
+    if (plain)
+        return true;
     int error = SSL_get_error(c->ssl, result);
     if (error != SSL_ERROR_WANT_READ && error != SSL_ERROR_WANT_WRITE)
         die("a connection ended");
@@ -84,11 +88,21 @@ static void note(uint64_t latency_ns)
     latencies_us[latency_count++] = (uint32_t)(latency_ns / 1000);
 }
 
+static int put(struct connection *c, const unsigned char *data, size_t length)
+{
+    return plain ? (int)send(c->fd, data, length, MSG_NOSIGNAL) : SSL_write(c->ssl, data, (int)length);
+}
+
+static int get(struct connection *c)
+{
+    return plain ? (int)recv(c->fd, buffer, PIECE_BYTES, 0) : SSL_read(c->ssl, buffer, PIECE_BYTES);
+}
+
 /* Sends what is left of the message; false if the socket takes no more. */
 static bool send_rest(struct connection *c)
 {
     while (c->sent < message_bytes) {
-        int done = SSL_write(c->ssl, message + c->sent, (int)(message_bytes - c->sent));
+        int done = put(c, message + c->sent, message_bytes - c->sent);
         if (done <= 0)
             return !would_block(c, done);
         c->sent += (size_t)done;
@@ -101,7 +115,7 @@ static void echo(struct connection *c)
     for (;;) {
         if (!send_rest(c) && !c->sent)
             return;
-        int done = SSL_read(c->ssl, buffer, PIECE_BYTES);
+        int done = get(c);
         if (done <= 0) {
             would_block(c, done);
             return;
@@ -127,7 +141,7 @@ static void echo(struct connection *c)
 static void bulk(struct connection *c)
 {
     for (int turn = 0; turn < TURNS_OF_BULK; turn++) {
-        int done = mode == 's' ? SSL_write(c->ssl, message, (int)message_bytes) : SSL_read(c->ssl, buffer, PIECE_BYTES);
+        int done = mode == 's' ? put(c, message, message_bytes) : get(c);
         if (done <= 0) {
             would_block(c, done);
             return;
@@ -159,13 +173,14 @@ static void turn(int epoll_fd, int timeout_ms)
 int main(int argc, char **argv)
 {
     if (argc != 7) {
-        fprintf(stderr, "usage: load HOST PORT echo|sink|source CONNECTIONS MESSAGE_BYTES SECONDS\n");
+        fprintf(stderr, "usage: load HOST PORT echo|plain-echo|sink|source CONNECTIONS MESSAGE_BYTES SECONDS\n");
         return 2;
     }
     struct sockaddr_in address = {.sin_family = AF_INET, .sin_port = htons((uint16_t)atoi(argv[2]))};
     if (inet_pton(AF_INET, argv[1], &address.sin_addr) != 1)
         die("HOST must be an IPv4 address");
-    mode = strcmp(argv[3], "source") == 0 ? 'o' : argv[3][0];
+    plain = strcmp(argv[3], "plain-echo") == 0;
+    mode = strcmp(argv[3], "source") == 0 ? 'o' : plain ? 'e' : argv[3][0];
     size_t count = (size_t)atol(argv[4]);
     message_bytes = (size_t)atol(argv[5]);
     double seconds = atof(argv[6]);
@@ -190,7 +205,7 @@ int main(int argc, char **argv)
         c->ssl = SSL_new(context);
         SSL_set_fd(c->ssl, c->fd);
         SSL_set_tlsext_host_name(c->ssl, "localhost");
-        if (SSL_connect(c->ssl) != 1)
+        if (!plain && SSL_connect(c->ssl) != 1)
             die("handshake");
         fcntl(c->fd, F_SETFL, O_NONBLOCK);
     }

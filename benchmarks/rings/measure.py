@@ -91,9 +91,10 @@ def build(name: str, directory: Path, *libraries: str) -> Path:
     return program
 
 
-def load(program: Path, port: int, case: Case, *, seconds: float, cpu: int, used: Callable[[], float]) -> Round:
+def load(program: Path, server: Server, case: Case, *, seconds: float, cpu: int, used: Callable[[], float]) -> Round:
     """Opens the connections, then loads; `used` is asked at both ends of that time."""
-    command = [program, "127.0.0.1", port, case.mode, case.connections, case.message_bytes, seconds]
+    mode = f"plain-{case.mode}" if server.is_plain else case.mode
+    command = [program, "127.0.0.1", server.port, mode, case.connections, case.message_bytes, seconds]
     with subprocess.Popen(
         [str(word) for word in command],
         stdin=subprocess.PIPE,
@@ -139,9 +140,7 @@ def measure(
     measured = Measured(case, {name: [] for name in servers})
     for _ in range(rounds):
         for name, server in servers.items():
-            measured.rounds[name].append(
-                load(program, server.port, case, seconds=seconds, cpu=cpu, used=server.cpu_seconds)
-            )
+            measured.rounds[name].append(load(program, server, case, seconds=seconds, cpu=cpu, used=server.cpu_seconds))
     return measured
 
 
@@ -149,7 +148,9 @@ def system_calls(program: Path, servers: dict[str, Server], case: Case, seconds:
     """Of program and daemon together per operation, of which a message is two, in a run of its own."""
     found = {}
     for name, server in servers.items():
+        if server.is_plain:
+            continue  # its processes begin with the connection, perf's count before it; floor.c says how many there are
         counted = PerfAccount(server.account.pids(), "raw_syscalls:sys_enter")
-        one = load(program, server.port, case, seconds=seconds, cpu=cpu, used=counted)
+        one = load(program, server, case, seconds=seconds, cpu=cpu, used=counted)
         found[name] = one.used / (2 * one.messages)
     return found

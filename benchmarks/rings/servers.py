@@ -47,6 +47,11 @@ class Server:
     port: int
     account: Account
 
+    @property
+    def is_plain(self) -> bool:
+        """floor.c: the load speaks no TLS with it."""
+        return self.name.startswith("floor")
+
     def cpu_seconds(self) -> float:
         return self.account.cpu_seconds()
 

@@ -204,6 +204,10 @@ cdef void tell_end(Connection* c, ClientEndpoint* endpoint) noexcept nogil:
         client_read_failed(endpoint, -ECONNRESET, CLIENT_DETAIL_TRUNCATED)
 
 
+cdef bint is_sated(ClientEndpoint* endpoint) noexcept nogil:
+    return endpoint.reads.head == CLIENT_NONE and not endpoint.read_shutdown
+
+
 cdef int64_t on_data(Connection* c, const uint8_t* data, uint64_t length) noexcept nogil:
     cdef ClientEndpoint* endpoint = <ClientEndpoint*> c.service_state
     cdef uint64_t taken = length
@@ -216,6 +220,7 @@ cdef int64_t on_data(Connection* c, const uint8_t* data, uint64_t length) noexce
         settle(endpoint.client)
         return 0
     taken = client_fill(endpoint, data, length)
+    c.sated = is_sated(endpoint)
     if taken == length and c.end_told:
         tell_end(c, endpoint)
     settle(endpoint.client)
@@ -334,6 +339,8 @@ cdef bint finish_filled(Client* client) noexcept nogil:
         c = <Connection*> endpoint.connection
         if c == NULL or not (c.receiving and c.socket_nonempty):
             client_filled(endpoint)
+            if c != NULL:
+                c.sated = is_sated(endpoint)
         else:
             more = True
     return more

@@ -28,7 +28,7 @@ cdef enum:
     NO_SLOT = 0xffffffff
     BATCHES = 8                    # per turn of the loop, while completions keep coming
     READ_SIZE_MIN = 2048           # what an idle connection keeps of the arena; a read that is filled doubles the next one
-    READ_SIZE_MAX = 262144
+    READ_SIZE_MAX = 1048576
     PIECE = 262144                 # a large write leaves in pieces, so that it needs no large block of the arena
     HIGH_WATER = 262144
 
@@ -187,6 +187,9 @@ cdef class Stream(Pending):
             return 0
         if not self.has_block:
             offset = ring.allocate(self.read_size)
+            while offset < 0 and self.read_size > READ_SIZE_MIN:
+                self.read_size //= 2
+                offset = ring.allocate(self.read_size)
             if offset >= 0:
                 self.read_offset = offset
                 self.has_block = True
@@ -219,7 +222,7 @@ cdef class Stream(Pending):
                 self.received(data)
         except Exception as error:
             self.owner.raised(error, "buffer_updated" if self.buffered else "data_received")
-        if length == self.read_size and self.read_size < READ_SIZE_MAX:
+        if length == self.read_size and self.read_size < READ_SIZE_MAX and 8 * length <= <int64_t> (self.ring.arena_size - self.ring.arena_state.used):
             self.release_block()
             self.read_size *= 2
         elif 4 * length < self.read_size and self.read_size > READ_SIZE_MIN:

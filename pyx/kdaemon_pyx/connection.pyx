@@ -70,6 +70,7 @@ cdef bint connection_is_sending(Connection* c) noexcept nogil:
 
 cdef void connection_resume(Connection* c) noexcept nogil:
     c.resume = 1
+    c.sated = 0
     connection_mark(c)
 
 

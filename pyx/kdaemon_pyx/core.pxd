@@ -82,7 +82,7 @@ ctypedef enum Flush:
 ctypedef enum Operation:
     OPERATION_NONE = 0             # nobody waits for it (cancel, wake-up writes)
     OPERATION_RECEIVE              # RECV into a provided buffer
-    OPERATION_RECEIVE_BULK         # RECV behind the held ciphertext, of as much as is there (user layer)
+    OPERATION_RECEIVE_BULK         # POLL: recv(2) follows, as often as the service asks for more (user layer)
     OPERATION_RECEIVE_EXACT        # RECV of the rest of a record into the held ciphertext (kernel layer, leftover)
     OPERATION_RECEIVE_MESSAGE      # RECVMSG with control buffer: a record that is not application data
     OPERATION_HANGUP               # POLL for the peer's FIN, where the kernel's record layer cannot read any more
@@ -170,7 +170,7 @@ cdef struct Connection:
     # receive side
     uint8_t receiving              # a receive operation is outstanding
     uint8_t receiving_pull         # it is a PULL
-    uint8_t receiving_bulk         # it is a RECEIVE_BULK: the held ciphertext stays where it is
+    uint8_t sated                  # the service has what it asked for: bulk waits in the socket until it asks again
     uint8_t bulk                   # the last receive took all it could, and left more
     uint8_t receive_wanted         # handshake: the control thread asked; established: input has room
     uint8_t socket_nonempty        # the last completion said that more is there
@@ -387,6 +387,8 @@ cdef struct Core:
     uint8_t events_published       # this turn
     uint32_t hold_us               # the least that a wait may last, where that brings company; 0: never
     uint32_t company               # receives of this turn, those of much at once for several
+    uint32_t bulk_pieces           # received in bulk in this turn
+    uint32_t bulk_turns            # turns in a row that received in bulk
     uint32_t hold_waits            # waits that were not held, since a trial
     uint8_t holding                # waits are held
     uint8_t held                   # the last one was

@@ -54,7 +54,7 @@ cdef int keep(Connection* c, const uint8_t* data, uint32_t length) noexcept nogi
 
 
 cdef void hold_release(Connection* c) noexcept nogil:
-    if c.cipher != NULL and c.cipher_start >= c.cipher_end and not c.receiving_bulk:
+    if c.cipher != NULL and c.cipher_start >= c.cipher_end:
         pool_give(&c.core.pool, c.cipher)
         c.cipher = NULL
 
@@ -73,7 +73,12 @@ cdef uint32_t hold_rest(Connection* c) noexcept nogil:
 cdef bint hold_in(Connection* c, uint32_t size_class) noexcept nogil:
     """Moves the held ciphertext, if any, to the beginning of a buffer of that class. False without a buffer."""
     cdef uint32_t held = c.cipher_end - c.cipher_start if c.cipher != NULL else 0
-    cdef Buffer* buffer = pool_take(&c.core.pool, size_class)
+    cdef Buffer* buffer
+    if c.cipher != NULL and c.cipher.size_class == size_class:
+        memmove(c.cipher.data, c.cipher.data + c.cipher_start, held)
+        c.cipher_start, c.cipher_end = 0, held
+        return True
+    buffer = pool_take(&c.core.pool, size_class)
     if buffer == NULL or held > buffer.capacity:
         if buffer != NULL:
             pool_give(&c.core.pool, buffer)

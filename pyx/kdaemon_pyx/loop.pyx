@@ -349,7 +349,7 @@ cdef void completed(Core* core, uint64_t user_data, int32_t result, uint32_t fla
     elif operation == OPERATION_SEND_CONTROL:
         transmit_control_done(c, result)
     elif operation == OPERATION_RECEIVE_BULK:
-        receive_bulk_done(c, result, flags)
+        receive_bulk_done(c, result)
     elif operation == OPERATION_RECEIVE_EXACT:
         receive_exact_done(c, result)
     elif operation == OPERATION_PULL:
@@ -465,6 +465,7 @@ cdef int loop_run(Core* core) noexcept nogil:
     while result == 0:
         clock_read(core)
         core.counters.turns += 1
+        core.bulk_pieces = 0
         commands_run(core)
         completions_run(core)
         timers_run(core)

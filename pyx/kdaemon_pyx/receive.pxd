@@ -7,7 +7,7 @@ from kdaemon_pyx.core cimport Connection
 
 cdef void receive_arm(Connection* c) noexcept nogil
 cdef void receive_data_done(Connection* c, int32_t result, uint8_t* data) noexcept nogil
-cdef void receive_bulk_done(Connection* c, int32_t result, uint32_t flags) noexcept nogil
+cdef void receive_bulk_done(Connection* c, int32_t result) noexcept nogil
 cdef void receive_exact_done(Connection* c, int32_t result) noexcept nogil
 cdef void receive_message_done(Connection* c, int32_t result) noexcept nogil
 cdef void receive_pull_done(Connection* c, int32_t result) noexcept nogil

@@ -2,8 +2,8 @@
 
 User record layer: ciphertext arrives in a provided buffer, whole records are opened in place and offered to the service from there; only
 a partial record, or plaintext that the service leaves, is copied into a buffer of the connection. A waiting connection holds none. Where more
-comes than a provided buffer takes, the connection receives into a buffer of its own, many records at a time. What the service has no use for yet is
-not opened.
+comes than a provided buffer takes, the connection only waits by the uring and receives by itself, many records at a time, as long as the service
+has asked for more. What the service has no use for yet is not opened.
 
 Kernel record layer: plaintext arrives in a provided buffer. RECV answers EIO where the next record is not application data; RECVMSG with a
 control buffer then reads that record. Ciphertext that came in before TLS_RX could be set is opened here: a partial record is completed by
@@ -12,7 +12,7 @@ receiving exactly its rest, so that the kernel starts at a record boundary (ARCH
 Records that are not application data are control_records.pyx's.
 """
 
-from libc.errno cimport EAGAIN, EBADMSG, EINTR, EINVAL, EIO, EMSGSIZE, ENOBUFS, ENOMEM, EPROTO
+from libc.errno cimport EAGAIN, EBADMSG, EINTR, EINVAL, EIO, EMSGSIZE, ENOBUFS, ENOMEM, EPROTO, errno
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t
 from libc.stdlib cimport free
 from libc.string cimport memcpy, memmove
@@ -46,17 +46,22 @@ cdef extern from "<poll.h>" nogil:
     #define POLLRDHUP 0x2000
     #endif
     """
-    unsigned POLLRDHUP
+    unsigned POLLIN, POLLRDHUP
 
 cdef extern from "<sys/socket.h>" nogil:
     int MSG_DONTWAIT
     int SOL_SOCKET
     int SO_ERROR
     int getsockopt(int fd, int level, int name, void* value, unsigned int* length)
+    ssize_t recv(int fd, void* data, size_t length, int flags)
 
 
 cdef enum:
     BULK_COMPANY = 32768           # so much in one receive is worth a wait
+    BULK_PIECE = 65624             # four full records: 4 * (16384 + 22)
+    BULK_PIECES = 16               # of a connection in one turn, until
+    BULK_PIECES_TURN = 64          # were received by all: from then on
+    BULK_PIECES_SHARE = 4
 
 
 # --- plaintext to the service -------------------------------------------------------------------------------------------
@@ -218,8 +223,6 @@ cdef uint32_t open_records(Connection* c, uint8_t* data, uint32_t length) noexce
 
 cdef void receive_held(Connection* c) noexcept nogil:
     """Opens what is held, as far as it goes (after install, rekey, the rest of a partial record, or when the service takes more)."""
-    if c.receiving_bulk:
-        return                                     # its completion comes here
     if c.cipher != NULL:
         if not paused(c):
             c.cipher_start += open_records(c, c.cipher.data + c.cipher_start, c.cipher_end - c.cipher_start)
@@ -316,10 +319,11 @@ cdef void receive_arm(Connection* c) noexcept nogil:
         c.receiving = 1
         c.receiving_pull = 1
         return
-    if c.bulk and c.record_layer == RECORD_LAYER_USER and not c.finishing and receive_bulk(c):
-        return
     if not hold_shrink(c):
         connection_terminate(c, CLOSE_RESOURCES, ENOMEM)
+        return
+    if c.bulk and c.record_layer == RECORD_LAYER_USER and not c.finishing and not (c.sated and c.socket_nonempty):
+        receive_bulk(c)
         return
     sqe = uring_sqe(&c.core.uring)
     lu.io_uring_prep_recv(sqe, c.fd, NULL, c.core.receive_ring.buffer_size, 0)
@@ -334,23 +338,17 @@ cdef void receive_arm(Connection* c) noexcept nogil:
     c.receiving = 1
 
 
-cdef bint receive_bulk(Connection* c) noexcept nogil:
-    """Receives all that is there, without waiting, behind what is held. False: there is no buffer for it."""
+cdef void receive_bulk(Connection* c) noexcept nogil:
     cdef lu.io_uring_sqe* sqe
-    if c.cipher == NULL or c.cipher.size_class != BUFFER_BULK:
-        if not hold_in(c, BUFFER_BULK):
-            return False
-    elif c.cipher_start:
-        memmove(c.cipher.data, c.cipher.data + c.cipher_start, c.cipher_end - c.cipher_start)
-        c.cipher_end -= c.cipher_start
-        c.cipher_start = 0
+    if c.socket_nonempty:                          # known in this turn: nothing to wait for
+        receive_pieces(c)
+        connection_mark(c)
+        return
     sqe = uring_sqe(&c.core.uring)
-    lu.io_uring_prep_recv(sqe, c.fd, c.cipher.data + c.cipher_end, c.cipher.capacity - c.cipher_end, MSG_DONTWAIT)
+    lu.io_uring_prep_poll_add(sqe, c.fd, POLLIN)
     lu.io_uring_sqe_set_data64(sqe, operation_data(c, OPERATION_RECEIVE_BULK))
     c.operations += 1
     c.receiving = 1
-    c.receiving_bulk = 1
-    return True
 
 
 cdef void receive_message(Connection* c) noexcept nogil:
@@ -421,20 +419,52 @@ cdef void receive_data_done(Connection* c, int32_t result, uint8_t* data) noexce
         deliver(c, data, <uint32_t>result)
 
 
-cdef void receive_bulk_done(Connection* c, int32_t result, uint32_t flags) noexcept nogil:
-    """Completion of RECEIVE_BULK. While it goes on in full, the next one follows; else the connection waits without a buffer again."""
-    c.receiving_bulk = 0
+cdef int64_t receive_piece(Connection* c) noexcept nogil:
+    """Receives behind the partial record that is held, which puts the end behind a full record where all are full, and opens what is whole.
+    Returns the bytes received or a negative errno."""
+    cdef int64_t got
+    if not hold_in(c, BUFFER_BULK):
+        return -ENOMEM
+    if c.cipher_end >= BULK_PIECE:
+        return -EAGAIN                             # whole records: what opens them comes first
+    got = recv(c.fd, c.cipher.data + c.cipher_end, BULK_PIECE - c.cipher_end, MSG_DONTWAIT)
+    if got <= 0:
+        got = -errno if got < 0 else 0
+        hold_release(c)
+    else:
+        c.cipher_end += <uint32_t>got
+        receive_held(c)
+    return got
+
+
+cdef void receive_pieces(Connection* c) noexcept nogil:
+    """Piece by piece into a buffer that goes round among the connections, each piece opened and taken while the cache has it. Where little comes
+    ordinary receives go on."""
+    cdef uint32_t share = BULK_PIECES if c.core.bulk_pieces < BULK_PIECES_TURN else BULK_PIECES_SHARE
+    cdef int64_t got = 1
+    c.socket_nonempty = c.bulk = 0
+    while share and not c.sated and not paused(c) and not c.finishing and c.state == CONNECTION_ESTABLISHED:
+        got = receive_piece(c)
+        if got < BULK_COMPANY:
+            break
+        c.bulk = 1
+        c.core.bulk_pieces += 1
+        share -= 1
+    c.core.company += 1 + c.bulk
+    if got <= 0 and got != -EAGAIN and got != -ENOMEM:
+        ended(c, <int32_t>got)
+
+
+cdef void receive_bulk_done(Connection* c, int32_t result) noexcept nogil:
+    """Completion of RECEIVE_BULK."""
+    c.receiving = 0
     c.core.counters.bulk_receives += 1
-    c.core.company += 1 + <uint32_t>(result > BULK_COMPANY)
-    c.socket_nonempty = (flags & lu.IORING_CQE_F_SOCK_NONEMPTY) != 0
-    c.bulk = c.socket_nonempty
-    if result == -EAGAIN:
-        c.receiving = 0
-        return
-    if ended(c, result) or c.state != CONNECTION_ESTABLISHED or (c.discarding and c.finishing):
-        return
-    c.cipher_end += <uint32_t>result
-    receive_held(c)
+    if result < 0:
+        ended(c, result)
+    elif c.sated:
+        c.socket_nonempty = 1                      # stays there until the end of this turn: the service may be about to ask
+    else:
+        receive_pieces(c)
 
 
 cdef void receive_exact_done(Connection* c, int32_t result) noexcept nogil:

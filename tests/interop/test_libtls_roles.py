@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import socket
 import ssl
@@ -240,6 +241,20 @@ def test_data_and_its_end_are_there_before_anybody_reads(daemon: Daemon, listene
                 connection.read(timeout=DEADLINE_S)
     connection.close()
     peer.close()
+
+
+def test_a_flood_and_its_end_for_reads_of_every_size(daemon: Daemon, listener: Listener) -> None:
+    """Records end within READs, READs within records, and both together; the end comes last."""
+    peer, connection = pair(daemon, listener)
+    sent, came, megabytes = hashlib.sha256(), hashlib.sha256(), 16
+    flood = in_thread(lambda: (send_all(peer.sendall, megabytes, sent), peer.unwrap().close()))
+    sizes = itertools.cycle([1, 16384, 1 << 20, 100, 65536, 1 << 18, 16383, 3 << 19])
+    while piece := connection.read(next(sizes), timeout=DEADLINE_S):
+        came.update(piece)
+    assert connection.read(timeout=DEADLINE_S) == b""
+    connection.close()
+    flood.join(DEADLINE_S)
+    assert came.digest() == sent.digest()
 
 
 def test_truncation_is_not_an_end(daemon: Daemon, listener: Listener) -> None:
