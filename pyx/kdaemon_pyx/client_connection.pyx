@@ -65,7 +65,7 @@ cdef enum:
     SLEEPS_PER_TRIAL = 256     # where spinning did not pay
     SPIN_MIN_NS = 5000
     HOLD_US = 50               # what a message of a busy lane may wait for others
-    HOLD_MANY_US = 100         # the same among MANY connections: where there are few, all have asked after that time and wait for answers
+    HOLD_MANY_US = 150         # the same among MANY connections: where there are few, all have asked after that time and wait for answers
     MANY = 64
     BORROW_MIN = 4096          # bytes; user layer: less is copied, so that small WRITEs leave together
     TRASH_SIZE = 65536
@@ -305,6 +305,11 @@ cdef void on_turn(Core* core) noexcept nogil:
     clients.worked = client_service_turn(clients) != 0
 
 
+cdef bint is_crowded(Core* core) noexcept nogil:
+    """Waits are held for company, and there is much of it: to look again at once would cut the batches up."""
+    return core.holding and core.counters.connections >= MANY
+
+
 cdef bint spin(ClientService* clients) noexcept nogil:
     """Whether idle rings are looked at once more. That pays only where the program runs on another CPU meanwhile, so it is tried now and then
     and kept up as long as it finds something."""
@@ -357,7 +362,7 @@ cdef bint on_rest(Core* core) noexcept nogil:
         if clients.clients[i] != NULL and clients.clients[i].filling_head != CLIENT_NONE:
             more |= finish_filled(clients.clients[i])
             settle(clients.clients[i])
-    if more or (clients.spin_ns and clients.clients_used and spin(clients)):
+    if more or (clients.spin_ns and clients.clients_used and not is_crowded(core) and spin(clients)):
         client_service_publish(clients)
         return True
     if client_service_prepare_sleep(clients):
