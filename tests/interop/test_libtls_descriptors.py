@@ -98,19 +98,14 @@ def listening(_: Lane) -> int:
 
 
 def half_open(_: Lane) -> int:
-    """SYN is out and nobody answers."""
-    listener = socket.socket()
-    listener.bind(("127.0.0.1", 0))
-    listener.listen(0)
-    waiting = [socket.socket() for _ in range(8)]
-    for sock in waiting:
-        sock.setblocking(False)
-        sock.connect_ex(listener.getsockname())
-    number = waiting[-1].detach()
-    for sock in waiting[:-1]:
-        sock.close()
-    listener.detach()
-    return number
+    """SYN is out and nobody answers: the listener's queue was full before it."""
+    listener, queued, waiting = socket.create_server(("127.0.0.1", 0), backlog=0), socket.socket(), socket.socket()
+    queued.connect(listener.getsockname())
+    assert select.select([listener], [], [], DEADLINE_S)[0]
+    waiting.setblocking(False)
+    assert waiting.connect_ex(listener.getsockname()) == errno.EINPROGRESS
+    listener.detach(), queued.detach()  # they stay open: a SYN sent again would be refused, and the next one answered
+    return waiting.detach()
 
 
 @pytest.mark.parametrize(
