@@ -97,14 +97,18 @@ class Attachments:
     ) -> None:
         config, (pid, uid) = self._config, who
         slots = min(hello["slot_count"] or 1024, config.operations_max)
+        minor = min(hello["version_minor"], abi.VERSION_MINOR)
         handle, memory_fd, doorbell_fd, memory_size = self._clients.attach(
             submission_entries=min(hello["submission_entries"], config.operations_max),
             completion_entries=min(hello["completion_entries"], 2 * config.operations_max),
             slot_count=slots,
             arena_size=min(hello["arena_size"] or 16 << 20, config.arena_mib_max << 20),
             connections_max=config.connections_max,
+            version_minor=minor,
         )
-        reply = abi.pack_hello_reply(error=0, memory_size=memory_size, lane=self._lane, lane_count=lane_count)
+        reply = abi.pack_hello_reply(
+            error=0, version_minor=minor, memory_size=memory_size, lane=self._lane, lane_count=lane_count
+        )
         ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [memory_fd, doorbell_fd]))]
         try:
             sock.sendmsg([reply], ancillary, socket.MSG_NOSIGNAL)

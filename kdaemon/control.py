@@ -2,16 +2,19 @@
 
 The first byte decides: `{` begins a command, anything else is libtls's hello, left unread for the worker. Commands
 are taken from root and from the daemon's own user only (SO_PEERCRED); who may attach is decided where that is
-served.
+served. Who has connected and not yet said what for has a deadline, and a place of few: when all are taken, the user
+with most of them loses the oldest, so that nobody keeps others out by saying nothing.
 """
 
 import asyncio
 import contextlib
+import errno
 import fcntl
 import json
 import os
 import socket
 import struct
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +27,8 @@ REQUEST_SIZE_MAX = 4096
 RESPONSE_SIZE_MAX = 16 << 20
 REQUEST_DEADLINE_S = 5.0
 CLIENT_DEADLINE_S = 10.0
+CONNECTIONS_MAX = 128  # at a time, of those that are not handed on to a worker yet
+_ACCEPT_PAUSE_S = 0.1  # when no descriptor is left
 _PATH_SIZE_MAX = 107  # sun_path
 
 
@@ -49,7 +54,7 @@ class ControlServer:
         self._handle = handle
         self._attach = attach
         self._log = log
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._serving: dict[asyncio.Task[None], int] = {}  # the oldest first -> user
         chosen = path or default_socket_path()
         lock = _lock(chosen)
         if lock is None and not path and "KDAEMON_SOCKET" not in os.environ:
@@ -70,16 +75,16 @@ class ControlServer:
                 self._socket.bind(chosen)
             finally:
                 os.umask(mask)
-            self._socket.listen(128)
+            self._socket.listen(1024)
         except OSError as error:
             self._socket.close()
             os.close(lock)
             raise ControlError(f"{chosen}: cannot listen: {error.strerror}") from None
-        asyncio.get_running_loop().add_reader(self._socket.fileno(), self._accept)
+        self._listen()
 
     def close(self) -> None:
         """Stops listening and takes the files away."""
-        for task in self._tasks:
+        for task in self._serving:
             task.cancel()
         if self._socket.fileno() >= 0:
             asyncio.get_running_loop().remove_reader(self._socket.fileno())
@@ -89,17 +94,34 @@ class ControlServer:
                     Path(path).unlink()
             os.close(self._lock)
 
+    def _listen(self) -> None:
+        if self._socket.fileno() >= 0:
+            asyncio.get_running_loop().add_reader(self._socket.fileno(), self._accept)
+
     def _accept(self) -> None:
+        loop = asyncio.get_running_loop()
         try:
             connection, _ = self._socket.accept()
-        except OSError:
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE):  # who waits stays readable: do not ask again at once
+                loop.remove_reader(self._socket.fileno())
+                loop.call_later(_ACCEPT_PAUSE_S, self._listen)
             return
         connection.setblocking(False)
-        task = asyncio.get_running_loop().create_task(self._serve(connection))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        if len(self._serving) >= CONNECTIONS_MAX:
+            self._make_room()
+        uid = _user(connection)
+        task = loop.create_task(self._serve(connection, uid))
+        self._serving[task] = uid
+        task.add_done_callback(lambda done: self._serving.pop(done, None))
 
-    async def _serve(self, connection: socket.socket) -> None:
+    def _make_room(self) -> None:
+        crowd = Counter(self._serving.values()).most_common(1)[0][0]
+        oldest = next(task for task, uid in self._serving.items() if uid == crowd)
+        del self._serving[oldest]
+        oldest.cancel()
+
+    async def _serve(self, connection: socket.socket, uid: int) -> None:
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(REQUEST_DEADLINE_S):
@@ -114,7 +136,7 @@ class ControlServer:
                     if not received:
                         return
                     request += received
-            response = await self._answer(connection, request)
+            response = await self._answer(uid, request)
             async with asyncio.timeout(REQUEST_DEADLINE_S):
                 await loop.sock_sendall(connection, json.dumps(response).encode() + b"\n")
         except (OSError, TimeoutError):
@@ -122,10 +144,7 @@ class ControlServer:
         finally:
             connection.close()
 
-    async def _answer(self, connection: socket.socket, request: bytes) -> Message:
-        _, uid, _ = struct.unpack(
-            "3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-        )
+    async def _answer(self, uid: int, request: bytes) -> Message:
         if uid not in (0, os.geteuid()):
             return {"error": "only root and the daemon's own user may give commands"}
         try:
@@ -209,6 +228,13 @@ def _lock(path: str) -> int | None:
             if os.path.samestat(os.fstat(fd), Path(f"{path}.lock").stat()):
                 return fd
         os.close(fd)  # its owner took the file away between open and lock
+
+
+def _user(connection: socket.socket) -> int:
+    """Whose program connected, by the kernel's word."""
+    uid: int
+    _, uid, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
+    return uid
 
 
 async def _readable(sock: socket.socket) -> None:

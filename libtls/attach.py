@@ -3,14 +3,17 @@
 import errno
 import os
 import socket
+import time
 from pathlib import Path
 
 from kdaemon_pyx import client_abi as abi
 from kdaemon_pyx.client_ring import ClientRing
 
+from libtls.descriptors import receive_descriptors
 from libtls.errors import DaemonError, DaemonNotRunning, NotAllowed, WrongVersion
 
 HELLO_DEADLINE_S = 10.0
+_RETRY_S = 0.01
 _PATH_SIZE_MAX = 107  # sun_path of unix(7), without its terminator
 
 
@@ -53,15 +56,14 @@ def attach(
         arena_size=arena_size,
         **({"version": version} if version else {}),
     )
+    fds: list[int] = []
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         connection.settimeout(HELLO_DEADLINE_S)
         try:
-            connection.connect(path)
+            _connect(connection, path)
             connection.sendall(hello)
-            data, fds, _, _ = socket.recv_fds(connection, abi.HELLO_REPLY_SIZE, 2)
-            for fd in fds:
-                os.set_inheritable(fd, False)  # recv_fds() of Python 3.11 ignores flags, MSG_CMSG_CLOEXEC too
+            data, fds = receive_descriptors(connection, abi.HELLO_REPLY_SIZE, 2)
         except (FileNotFoundError, ConnectionRefusedError):
             raise DaemonNotRunning(
                 errno.ECONNREFUSED, f"{path}: kdaemon does not listen there; is it running?"
@@ -73,10 +75,30 @@ def attach(
         except TimeoutError:
             raise DaemonError(errno.ETIMEDOUT, f"{path}: no answer within {HELLO_DEADLINE_S:.0f} s") from None
         _check(path, data)
+        if len(fds) < 2:
+            raise DaemonError(errno.EMFILE, f"{path}: this program has no room for the daemon's two descriptors")
         connection.settimeout(None)
-        return ClientRing(fds[0], fds[1], connection.detach())
+        ring = ClientRing(fds[0], fds[1], connection.fileno())
+        connection.detach()
+        fds = []
+        return ring
     finally:
+        for fd in fds:
+            os.close(fd)
         connection.close()
+
+
+def _connect(connection: socket.socket, path: str) -> None:
+    """Waits where many others have connected and the daemon has not got to them yet: the kernel does not."""
+    end = time.monotonic() + HELLO_DEADLINE_S
+    while True:
+        try:
+            connection.connect(path)
+            return
+        except BlockingIOError:
+            if time.monotonic() >= end:
+                raise TimeoutError from None
+            time.sleep(_RETRY_S)
 
 
 def _check(path: str, data: bytes) -> None:

@@ -9,7 +9,6 @@ import array
 import errno
 import socket
 import struct
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -18,6 +17,7 @@ from kdaemon_pyx import client_abi as abi
 from kdaemon_pyx.client_ring import Operation as RingOperation
 
 from libtls.connection import Connection
+from libtls.descriptors import receive_descriptors
 from libtls.errors import TlsError, Truncated, alert_received
 from libtls.functions import current_lane
 from libtls.operation import Lane, Operation
@@ -32,8 +32,6 @@ _RECORD_SIZE_MAX = 16384
 _KEY_UPDATE = 24  # section 4.6.3
 _CLOSE_NOTIFY = 0
 _USER_CANCELED = 90
-
-_receiving = threading.Lock()  # one thread at a time receives exported sockets
 
 
 class KtlsSocket(socket.socket):
@@ -133,12 +131,10 @@ def tls_export(conn: Connection) -> Operation[KtlsSocket]:
 
 def _receive(lane: Lane, user_data: int) -> int:
     """The descriptor that was sent before this operation completed; others that come first are kept for their own."""
-    with _receiving, _attach_socket(lane) as sock:
+    with lane.receiving, _attach_socket(lane) as sock:
         while user_data not in lane.exported:
             try:
-                data, fds, _, _ = socket.recv_fds(
-                    sock, abi.DESCRIPTOR_MESSAGE_SIZE, 1, socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT
-                )
+                data, fds = receive_descriptors(sock, abi.DESCRIPTOR_MESSAGE_SIZE, 1, socket.MSG_DONTWAIT)
             except BlockingIOError:
                 raise TlsError(errno.EPROTO, "EXPORT: the daemon sent no socket") from None
             if not data:

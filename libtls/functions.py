@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import errno
+import os
+import threading
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -18,31 +21,49 @@ if TYPE_CHECKING:
 
 Value = TypeVar("Value")
 
-_state: dict[str, Lane] = {}
+
+@dataclass(slots=True)
+class _Program:
+    """What this process has attached by tls_init."""
+
+    lane: Lane | None = None
+    lock: threading.Lock = field(default_factory=threading.Lock)  # threads that call tls_init at once get one lane
+
+
+_program = _Program()
+
+
+def _after_fork_in_child() -> None:
+    _program.lock = threading.Lock()  # the thread that held it stayed with the parent
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 def tls_init(path: str | None = None, *, operations: int = 0, arena_size: int = 0) -> Lane:
     """Attaches to the daemon; `path` names its socket (default: `KDAEMON_SOCKET`, else under $XDG_RUNTIME_DIR or /run).
 
     The lane is what the other functions use when they are given none; when this program is attached already, it is
-    that lane. 0 asks for the daemon's default. Raises DaemonNotRunning, NotAllowed, WrongVersion, DaemonError.
+    that lane. 0 asks for the daemon's default. Thread-safe; a forked child gets a lane of its own.
+    Raises DaemonNotRunning, NotAllowed, WrongVersion, DaemonError.
     """
-    lane = _state.get("lane")
-    if lane is None or lane.ring.is_dead:
-        lane = _state["lane"] = Lane.attach(path, operations=operations, arena_size=arena_size)
-    return lane
+    with _program.lock:
+        if _program.lane is None or _program.lane.ring.is_dead:
+            _program.lane = Lane.attach(path, operations=operations, arena_size=arena_size)
+        return _program.lane
 
 
 def tls_destroy() -> None:
     """Detaches: operations in flight end with ECONNRESET, connections are closed. Harmless without tls_init."""
-    if lane := _state.pop("lane", None):
+    with _program.lock:
+        lane, _program.lane = _program.lane, None
+    if lane is not None:
         lane.close()
 
 
 def current_lane() -> Lane:
     """The lane of `tls_init`. Raises DaemonError without one."""
-    lane = _state.get("lane")
-    if lane is None:
+    if (lane := _program.lane) is None:
         raise DaemonError(errno.ENOTCONN, "not attached to kdaemon: call tls_init() first")
     return lane
 

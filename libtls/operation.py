@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 import weakref
 from collections.abc import Callable, Sequence
 from types import TracebackType
@@ -102,6 +103,7 @@ class Lane:
         self.ring = ring
         self.asyncio_reader: Any = None  # libtls.aio's, one event loop per lane
         self.exported: dict[int, int] = {}  # libtls.exchange's: user_data -> descriptor that nobody took yet
+        self.receiving = threading.Lock()  # one thread at a time receives exported sockets
         _lanes.add(self)
 
     @classmethod

@@ -26,6 +26,7 @@ HELLO_SIZE: Final[int]
 HELLO_REPLY_SIZE: Final[int]
 MAGIC: Final[int]
 VERSION_MAJOR: Final[int]
+VERSION_MINOR: Final[int]
 DESCRIPTOR_MESSAGE_SIZE: Final[int]
 RECORD_LAYERS: Final[tuple[str, ...]]
 SHUTDOWN_READ: Final[int]
@@ -47,7 +48,7 @@ def pack_hello(
 def unpack_hello(data: bytes) -> dict[str, int]: ...
 def lane_of_hello(data: bytes) -> int | None:
     """The lane that a hello asks for; None: any, or not a whole hello."""
-def pack_hello_reply(*, error: int, memory_size: int = 0, lane: int = 0, lane_count: int = 1) -> bytes: ...
+def pack_hello_reply(*, error: int, version_minor: int = ..., memory_size: int = 0, lane: int = 0, lane_count: int = 1) -> bytes: ...
 def unpack_hello_reply(data: bytes) -> dict[str, int]: ...
 def pack_info(
     *, tls_version: int, cipher_suite: int, named_group: int, record_layer: int, resumed: bool, port: int, alpn: bytes, reason: str,

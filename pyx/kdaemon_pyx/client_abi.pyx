@@ -25,6 +25,7 @@ HELLO_SIZE = sizeof(client_hello)
 HELLO_REPLY_SIZE = sizeof(client_hello_reply)
 MAGIC = CLIENT_MAGIC
 VERSION_MAJOR = CLIENT_VERSION_MAJOR
+VERSION_MINOR = CLIENT_VERSION_MINOR
 DESCRIPTOR_MESSAGE_SIZE = sizeof(client_descriptor_message)
 RECORD_LAYERS = ("none", "kernel", "user")
 
@@ -64,12 +65,15 @@ def pack_hello(*, lane: int = LANE_ANY, submission_entries: int = 0, completion_
 
 
 def unpack_hello(data: bytes) -> dict[str, int]:
-    """Fields of a ``struct client_hello``. Raises ValueError for what is none."""
+    """Fields of a ``struct client_hello``; of another major version only its own number means something. Raises ValueError for what is none."""
     cdef client_hello hello
+    cdef bint known
     if len(data) != sizeof(hello):
         raise ValueError(f"a hello has {sizeof(hello)} bytes, not {len(data)}")
     memcpy(&hello, <const char*> data, sizeof(hello))
-    if hello.magic != CLIENT_MAGIC or hello.size != sizeof(hello) or hello.flags or hello.reserved[0]:
+    known = hello.version_major == CLIENT_VERSION_MAJOR
+    if hello.magic != CLIENT_MAGIC or known and (
+            hello.size != sizeof(hello) or hello.flags or hello.reserved[0] or hello.reserved[1] or hello.reserved[2]):
         raise ValueError("not a hello of this protocol")
     return {
         "version_major": hello.version_major, "version_minor": hello.version_minor, "lane": hello.lane,
@@ -87,13 +91,14 @@ def lane_of_hello(data: bytes) -> int | None:
     return None if hello.lane == CLIENT_LANE_ANY else hello.lane
 
 
-def pack_hello_reply(*, error: int, memory_size: int = 0, lane: int = 0, lane_count: int = 1) -> bytes:
+def pack_hello_reply(*, error: int, version_minor: int = CLIENT_VERSION_MINOR, memory_size: int = 0, lane: int = 0,
+                     lane_count: int = 1) -> bytes:
     """``struct client_hello_reply``; error is 0 or a negative errno."""
     cdef client_hello_reply reply
     memset(&reply, 0, sizeof(reply))
     reply.magic = CLIENT_MAGIC
     reply.version_major = CLIENT_VERSION_MAJOR
-    reply.version_minor = CLIENT_VERSION_MINOR
+    reply.version_minor = version_minor
     reply.size = sizeof(reply)
     reply.error = error
     reply.memory_size = memory_size

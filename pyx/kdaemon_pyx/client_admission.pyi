@@ -23,6 +23,7 @@ class Clients:
         """eventfd that becomes readable when ``events()`` has something (owner: this object)."""
     def attach(
         self, *, submission_entries: int, completion_entries: int, slot_count: int, arena_size: int, connections_max: int,
+        version_minor: int = ...,
     ) -> tuple[int, int, int, int]:
         """Makes a client's shared memory: (client, memory_fd, doorbell_fd, memory_size); the caller passes both fds and closes them.
 

@@ -5,7 +5,7 @@ from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy
 from posix.unistd cimport read
 
-from kdaemon_pyx.client_abi cimport client_parameters
+from kdaemon_pyx.client_abi cimport CLIENT_VERSION_MINOR, client_parameters
 from kdaemon_pyx.client_control cimport (
     client_binding_accepted, client_binding_describe, client_binding_free, client_command_push, client_event_free, client_events_take,
 )
@@ -66,8 +66,9 @@ cdef class Clients:
 
     def attach(
         self, *, submission_entries: int, completion_entries: int, slot_count: int, arena_size: int, connections_max: int,
+        version_minor: int = CLIENT_VERSION_MINOR,
     ) -> tuple[int, int, int, int]:
-        """Makes a client's shared memory. Sizes are rounded up as the ABI demands.
+        """Makes a client's shared memory. Sizes are rounded up as the ABI demands; version_minor is the one in force.
 
         Returns (client, memory_fd, doorbell_fd, memory_size); the caller passes both fds to the program and closes them. Raises OSError: EUSERS when all places are taken, or what memfd_create said.
         """
@@ -86,6 +87,7 @@ cdef class Clients:
         if error < 0:
             free(command)
             raise OSError(-error, os.strerror(-error))
+        client.header.version_minor = version_minor
         self.last_generation = self.last_generation % 0x7fffffff + 1
         pthread_mutex_lock(&self.service.mutex)
         for index in range(self.service.clients_max):

@@ -13,7 +13,7 @@ from posix.mman cimport MAP_FAILED, MAP_SHARED, PROT_READ, PROT_WRITE, mmap, mun
 from posix.unistd cimport close, ftruncate
 
 from kdaemon_pyx.client_abi cimport (
-    CLIENT_MAGIC, CLIENT_PAGE, CLIENT_VERSION_MAJOR, CLIENT_VERSION_MINOR, client_completion, client_header,
+    CLIENT_MAGIC, CLIENT_PAGE, CLIENT_VERSION_MAJOR, client_completion, client_header,
     client_must_ring, client_observe, client_parameters, client_publish, client_submission,
 )
 from kdaemon_pyx.client_types cimport (
@@ -132,7 +132,6 @@ cdef int client_create(
     ring.held.head = ring.held.tail = ring.write_next = ring.pending_next = ring.pending_tail = CLIENT_NONE
     client.header.magic = CLIENT_MAGIC
     client.header.version_major = CLIENT_VERSION_MAJOR
-    client.header.version_minor = CLIENT_VERSION_MINOR
     client.header.header_size = sizeof(client_header)
     client.header.submission_entries = submission_entries
     client.header.completion_entries = completion_entries

@@ -70,6 +70,8 @@ class ClientRing:
         """Ask for the doorbell. False: completions are there already, reap instead of waiting."""
     def disarm(self) -> bool:
         """After the doorbell rang: empty it. False when the daemon is gone; then everything in flight has ended."""
+    def lose(self) -> None:
+        """The attach socket hung up: take the completions that are there, and end everything else that is in flight."""
     def wait(self, operation: Operation, timeout: float | None = None) -> bool:
         """Until the operation is done; False when ``timeout`` (seconds) passed before. Signals run their handlers (PEP 475)."""
     def abandon(self) -> None: ...

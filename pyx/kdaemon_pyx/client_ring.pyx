@@ -9,7 +9,7 @@ thread at a time sleeps on the doorbell (the leader) and wakes the others. A rin
 cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_FillInfo, PyBuffer_Release, PyObject_GetBuffer
 from cpython.exc cimport PyErr_CheckSignals
-from libc.errno cimport EAGAIN, ECONNRESET, ENOBUFS, errno
+from libc.errno cimport EAGAIN, ECONNRESET, ENOBUFS, EPROTO, EPROTONOSUPPORT, errno
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
@@ -25,15 +25,13 @@ from kdaemon_pyx.client_wait cimport (
     client_empty_doorbell, client_hang_up, client_is_punched, client_map, client_map_zeros, client_ring_doorbell, client_sleep, monotonic_ns,
 )
 
-import errno as errno_module
 import os
 import threading
 
 from kdaemon_pyx.client_abi import OPCODE_NAMES
 
 cdef enum:
-    IN_FLIGHT = 0
-    COMPLETE = 1
+    COMPLETE = 1                       # 0: in flight
 
 
 cdef class Pending:
@@ -133,9 +131,9 @@ cdef class ClientRing:
         self.header = <client_header*> self.memory
         header = self.header[0]
         if header.magic != CLIENT_MAGIC or header.version_major != CLIENT_VERSION_MAJOR:
-            raise OSError(errno_module.EPROTONOSUPPORT, "the daemon's client ring has another version")
+            raise OSError(EPROTONOSUPPORT, "the daemon's client ring has another version")
         if header.arena_offset + header.arena_size > size:
-            raise OSError(errno_module.EPROTO, "the daemon's client ring does not fit its memory")
+            raise OSError(EPROTO, "the daemon's client ring does not fit its memory")
         self.submissions = <client_submission*> (self.memory + header.submission_offset)
         self.completions = <client_completion*> (self.memory + header.completion_offset)
         self.slots = <client_parameters*> (self.memory + header.slot_offset)
@@ -237,6 +235,7 @@ cdef class ClientRing:
                     self._reap()
                     if self.free_count == 0:
                         raise BlockingIOError(EAGAIN, f"all {self.slot_count} operations of the ring are in flight: wait for one")
+                operation.ring = self
                 if length:
                     offset = self.allocate(length)
                     if offset < 0:
@@ -244,11 +243,9 @@ cdef class ClientRing:
                                                "release operations whose data was used")
                     if has_view:
                         memcpy(self.arena + offset, view.buf, length)
-                    operation.ring = self
                     operation.has_block = True
                     operation.offset = offset
                     operation.length = length
-                operation.ring = self
                 operation.opcode = opcode
                 operation.handle = handle
                 operation.context = context
@@ -421,11 +418,15 @@ cdef class ClientRing:
             return False
         client_say_awake(&self.header.program_state)
         if client_empty_doorbell(self.doorbell_fd) < 0:
-            self._reap()
-            self._die()
-            self._run_callbacks()
+            self.lose()
             return False
         return True
+
+    def lose(self) -> None:
+        """The daemon's end hung up: take the completions that are there, and end everything else that is in flight."""
+        self._reap()
+        self._die()
+        self._run_callbacks()
 
     def wait(self, Operation operation, timeout=None) -> bool:
         """Wait until the operation is done; False when ``timeout`` (seconds) passed before. Signals run their handlers (PEP 475)."""
@@ -465,8 +466,7 @@ cdef class ClientRing:
             if got == -1:
                 PyErr_CheckSignals()
             elif got == -2:
-                self._reap()
-                self._die()
+                self.lose()
         finally:
             self.has_leader = False
             if self.closed:

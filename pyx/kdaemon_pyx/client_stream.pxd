@@ -9,6 +9,7 @@ cdef class LaneReader:
     cdef readonly object loop
     cdef ClientRing ring
     cdef int fd
+    cdef object hang_up                # epoll of the attach socket's end
     cdef bint scheduled                # turn() is with the loop
 
     cdef int posted(self) except -1

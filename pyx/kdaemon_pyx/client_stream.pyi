@@ -22,7 +22,7 @@ class Owner(Protocol):
         """All that was written is posted: what ends this direction may queue up behind it."""
 
 class LaneReader:
-    """Takes a lane's completions in an event loop, which watches the lane's doorbell."""
+    """Takes a lane's completions in an event loop, which watches the lane's doorbell and the end of its attach socket."""
 
     loop: asyncio.AbstractEventLoop
     def __init__(self, ring: ClientRing, loop: asyncio.AbstractEventLoop) -> None: ...

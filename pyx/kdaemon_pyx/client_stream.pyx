@@ -18,6 +18,7 @@ from kdaemon_pyx.client_arena cimport arena_release
 from kdaemon_pyx.client_ring cimport ClientRing, Pending
 
 import asyncio
+import select
 from collections import deque
 
 cdef extern from "errno.h" nogil:
@@ -37,20 +38,28 @@ RETRY_S = 0.001                    # ring or arena were full
 
 
 cdef class LaneReader:
-    """Takes a lane's completions in an event loop, which watches the lane's doorbell."""
+    """Takes a lane's completions in an event loop, which watches the lane's doorbell, and its attach socket for the hang-up alone: exported
+    sockets that nobody took yet may wait there."""
 
     def __init__(self, ClientRing ring not None, object loop):
         self.ring = ring
         self.loop = loop
         self.fd = ring.fileno()
+        self.hang_up = select.epoll()
+        self.hang_up.register(ring.attach_fileno(), select.EPOLLRDHUP)
         loop.add_reader(self.fd, self.rung)
+        loop.add_reader(self.hang_up, self.hung_up)
         self.posted()
 
     def rung(self) -> None:
         if self.ring.disarm():
             self.batch()
         else:
-            self.loop.remove_reader(self.fd)
+            self.close()
+
+    def hung_up(self) -> None:
+        self.close()
+        self.ring.lose()
 
     def turn(self) -> None:
         self.scheduled = False
@@ -60,8 +69,10 @@ cdef class LaneReader:
         self.posted()
 
     def close(self) -> None:
-        if not self.loop.is_closed():
+        if not self.loop.is_closed() and not self.hang_up.closed:
             self.loop.remove_reader(self.fd)
+            self.loop.remove_reader(self.hang_up)
+        self.hang_up.close()
 
     cdef int posted(self) except -1:
         if not self.scheduled and not self.ring.batching:

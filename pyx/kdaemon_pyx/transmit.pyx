@@ -272,8 +272,8 @@ cdef void submit_send(Connection* c) noexcept nogil:
     cdef int flags = MSG_NOSIGNAL
     if c.record_layer != RECORD_LAYER_KERNEL:
         flags |= MSG_WAITALL                       # the kernel retries short sends itself; kTLS sockets refuse the flag
-    elif c.file_remaining:
-        flags |= MSG_MORE                          # the batch's last record is filled up by the next batch
+    elif c.file_remaining and c.memory == NULL:
+        flags |= MSG_MORE                          # the batch's last record is filled up by the next batch; not of memory, which may be wanted back
     if c.window_behind:
         prepare_both(c, sqe, flags)
     else:

@@ -108,19 +108,6 @@ def raw_attach(path: str, hello: bytes) -> tuple[bytes, list[int]]:
         return data, list(fds)
 
 
-@pytest.mark.parametrize(
-    ("asked", "error"), [((1, 0), 0), ((1, 99), 0), ((2, 0), -errno.EPROTONOSUPPORT), ((0, 9), -93)]
-)
-def test_versions(daemon: Daemon, asked: tuple[int, int], error: int) -> None:
-    """Another major version is refused and told which there is; of two minor versions the lower is in force."""
-    data, fds = raw_attach(path_of(daemon), abi.pack_hello(version=asked))
-    reply = abi.unpack_hello_reply(data)
-    assert (reply["error"], reply["version_major"]) == (error, abi.VERSION_MAJOR)
-    assert len(fds) == (0 if error else 2)
-    for fd in fds:
-        os.close(fd)
-
-
 def test_what_is_passed_is_safe_to_share(daemon: Daemon) -> None:
     """The memory cannot be resized or unsealed; the doorbell is a socket, never an eventfd."""
     _, (memory, doorbell) = raw_attach(path_of(daemon), abi.pack_hello())

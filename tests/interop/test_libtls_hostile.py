@@ -240,11 +240,6 @@ def test_no_daemon(tmp_path: Path) -> None:
         attach("/" + "x" * 200)
 
 
-def test_wrong_version(daemon: Daemon) -> None:
-    with pytest.raises(errors.WrongVersion, match=r"version 1\.1"):
-        attach(socket_of(daemon), version=(99, 0))
-
-
 @pytest.mark.parametrize("garbage", [b"G" * 64, b"\0" * 64, abi.pack_hello()[:10], b"x"])
 def test_garbage_for_a_hello(daemon: Daemon, garbage: bytes) -> None:
     with socket.socket(socket.AF_UNIX) as connection:

@@ -188,23 +188,25 @@ VICTIMS: list[Callable[[Place], int | None]] = [
 
 
 class Watched:
-    """The worker's resources, and how long it and this test waited for a CPU."""
+    """The resources of worker and supervisor, where clients knock; and how long these and the test waited for a CPU."""
 
     def __init__(self, daemon: Daemon) -> None:
         self.path = str(daemon.stderr_path.parent / "kdaemon.sock")
         (worker,) = control.request("status", self.path)["workers"]
         self.proc = Path(f"/proc/{worker['pid']}")
+        self.processes = (self.proc, Path(f"/proc/{daemon.process.pid}"))
         self.descriptors = 0
 
     def count(self) -> int:
-        return len(list((self.proc / "fd").iterdir()))
+        return sum(len(list((process / "fd").iterdir())) for process in self.processes)
 
     def connections(self) -> int:
         return int(control.request("status", self.path)["workers"][0]["connections"])
 
     def waited_s(self) -> float:
         """Time that threads were ready to run and had no CPU (proc(5), schedstat): another load's, not the daemon's."""
-        files = [*(self.proc / "task").glob("*/schedstat"), Path("/proc/thread-self/schedstat")]
+        files = [file for process in self.processes for file in (process / "task").glob("*/schedstat")]
+        files.append(Path("/proc/thread-self/schedstat"))
         return sum(int(file.read_text().split()[1]) for file in files) / 1e9
 
     def left(self, memory: int) -> str:

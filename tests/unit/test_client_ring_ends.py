@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import gc
 import os
+import socket
 import threading
 from collections.abc import Callable, Iterator
 
 import pytest
+import uvloop
 from kdaemon_pyx import client_abi as abi
 from kdaemon_pyx.client_ring import Operation
+from kdaemon_pyx.client_stream import LaneReader
 from test_client_ring import DEADLINE_S, ECHO, NEVER, Lane, wait_for
 
 
@@ -86,6 +90,33 @@ def test_close_wakes_who_waits(lane: Lane) -> None:
     assert not [thread for thread in threads if thread.is_alive()]
     assert {operation.result for operation in operations} == {-errno.ECONNRESET}
     wait_for(lambda: not lane.harness.clients.status())
+
+
+@pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_an_event_loop_sees_the_end_of_the_attach_socket(
+    lane: Lane, new_loop: Callable[[], asyncio.AbstractEventLoop]
+) -> None:
+    """Though the doorbell is not rung; and an exported socket that waits there to be taken is no end."""
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        reader = LaneReader(lane.ring, loop)
+        operation = lane.ring.post(abi.OPEN, parameters=NEVER)
+        done = loop.create_future()
+        lane.ring.on_done(operation, done.set_result)
+        lane.daemon_ends[0].sendall(abi.pack_descriptor_message(abi.EXPORT, 1))
+        nop = loop.create_future()
+        lane.ring.on_done(lane.ring.post(abi.NOP), nop.set_result)
+        await asyncio.wait_for(nop, DEADLINE_S)
+        assert not lane.ring.is_dead
+        lane.daemon_ends[0].shutdown(socket.SHUT_RDWR)
+        await asyncio.wait_for(done, DEADLINE_S)
+        assert operation.result == -errno.ECONNRESET
+        assert lane.ring.is_dead
+        reader.close()
+
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        runner.run(main())
 
 
 def test_who_was_woken_to_lead_and_had_enough_wakes_another(lane: Lane) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import json
 import os
 import socket
@@ -14,6 +15,8 @@ import structlog
 
 from kdaemon import control
 from kdaemon.control import ControlError, ControlServer
+
+DEADLINE_S = 20
 
 
 @contextlib.asynccontextmanager
@@ -122,5 +125,79 @@ def test_a_path_that_is_too_long_or_nowhere_is_named(tmp_path: Path) -> None:
             with pytest.raises(ControlError, match=why):
                 async with server(path):
                     pass
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("said", [b"", b'{"command"'])
+def test_who_does_not_finish_has_a_deadline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: bytes) -> None:
+    path = str(tmp_path / "kd.sock")
+    monkeypatch.setattr(control, "REQUEST_DEADLINE_S", 0.05)
+
+    async def run() -> None:
+        async with server(path) as running:
+            reader, writer = await asyncio.open_unix_connection(path)
+            writer.write(said)
+            assert await asyncio.wait_for(reader.read(), DEADLINE_S) == b""
+            assert not running._serving
+            writer.close()
+
+    asyncio.run(run())
+
+
+def test_a_silent_crowd_keeps_nobody_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its oldest connections make room; those of other users stay, and who comes now is served."""
+    path = str(tmp_path / "kd.sock")
+    monkeypatch.setattr(control, "CONNECTIONS_MAX", 8)
+    users = iter([-1, -1, *[-2] * 50])
+    monkeypatch.setattr(control, "_user", lambda connection: next(users, os.geteuid()))
+
+    async def run() -> None:
+        async with server(path) as running:
+            slow = [await asyncio.open_unix_connection(path) for _ in range(2)]
+            crowd = [await asyncio.open_unix_connection(path) for _ in range(50)]
+            for reader, _ in crowd[:-6]:  # all places but two
+                assert await asyncio.wait_for(reader.read(), DEADLINE_S) == b""
+            assert sorted(running._serving.values()) == [-2] * 6 + [-1] * 2
+            assert await ask("status", path) == {"echo": "status"}
+            for reader, writer in slow:
+                writer.write(b"{}\n")
+                assert b"only root" in await asyncio.wait_for(reader.read(), DEADLINE_S)
+            for _, writer in slow + crowd:
+                writer.close()
+
+    asyncio.run(run())
+
+
+def test_without_descriptors_it_does_not_spin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = str(tmp_path / "kd.sock")
+    monkeypatch.setattr(control, "_ACCEPT_PAUSE_S", 0.5)
+
+    class Exhausted:
+        """The first accept finds no descriptor."""
+
+        def __init__(self, listener: socket.socket) -> None:
+            self.listener = listener
+            self.accepts = 0
+            self.fileno, self.close = listener.fileno, listener.close
+
+        def accept(self) -> tuple[socket.socket, object]:
+            self.accepts += 1
+            if self.accepts == 1:
+                raise OSError(errno.EMFILE, "Too many open files")
+            return self.listener.accept()
+
+    async def run() -> None:
+        async with server(path) as running:
+            exhausted = Exhausted(running._socket)
+            running._socket = exhausted  # type: ignore[assignment]
+            asking = asyncio.ensure_future(ask("status", path))
+            while not exhausted.accepts:
+                await asyncio.sleep(0)
+            for _ in range(20):
+                await asyncio.sleep(0)
+            assert not asking.done()
+            assert exhausted.accepts == 1, "asked again at once"
+            assert await asking == {"echo": "status"}
 
     asyncio.run(run())
