@@ -195,7 +195,12 @@ def _daemon(load_config: Callable[[], Config]) -> int:
 
 
 def _check(options: argparse.Namespace) -> int:
-    load(options.file)
+    from kdaemon.host_check import check_host  # noqa: PLC0415 - cryptography, which other commands do without
+
+    warnings: list[str] = []
+    load(options.file, lambda config: warnings.extend(check_host(config)))
+    for warning in warnings:
+        print(f"kdaemon: warning: {warning}", file=sys.stderr)
     print(f"{options.file}: ok")
     return EXIT_OK
 

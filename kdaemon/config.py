@@ -6,10 +6,11 @@ docs/configuration.md describes every key.
 """
 
 import dataclasses
+import ipaddress
 import os
 import tomllib
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -136,10 +137,10 @@ class Config:
     access_log: AccessLog = field(default_factory=AccessLog)
 
 
-def load(path: str | Path) -> Config:
+def load(path: str | Path, check_further: Callable[["Config"], None] | None = None) -> Config:
     """Reads and checks the TOML file at `path`. Relative paths in it are relative to its own folder.
 
-    Raises ConfigError; an unreadable file is one too.
+    `check_further` may raise KeyProblem, too. Raises ConfigError; an unreadable file is one too.
     """
     path = Path(path)
     try:
@@ -152,7 +153,9 @@ def load(path: str | Path) -> Config:
     try:
         config = from_mapping(mapping, base=path.resolve().parent)
         check(config)
-    except _KeyProblem as problem:
+        if check_further is not None:
+            check_further(config)
+    except KeyProblem as problem:
         line = _line_of(text, problem.keys)
         raise ConfigError(f"{path}:{line}: {problem}") from None
     return config
@@ -178,40 +181,40 @@ def check(config: Config) -> None:
         try:
             address = parse_address(text)
         except ValueError as error:
-            raise _KeyProblem(keys, str(error)) from None
+            raise KeyProblem(keys, str(error)) from None
         if address[1] and address in seen:
-            raise _KeyProblem(keys, f"{text!r} is listed twice")
+            raise KeyProblem(keys, f"{text!r} is listed twice")
         seen[address] = index
     for index, site in enumerate(config.site):
-        if not Path(site.root).is_dir():
-            raise _KeyProblem(("site", index, "root"), f"{site.root!r} is not a folder")
+        if not site.root or not Path(site.root).is_dir():
+            raise KeyProblem(("site", index, "root"), f"{site.root!r} is not a folder")
         try:
             site_rules(site, -1)
         except SettingError as error:
-            raise _KeyProblem(("site", index, *error.keys), str(error)) from None
+            raise KeyProblem(("site", index, *error.keys), str(error)) from None
         _check_client_ca(index, site)
     try:
         check_names(config.site)
     except SettingError as error:
-        raise _KeyProblem(("site", *error.keys), str(error)) from None
+        raise KeyProblem(("site", *error.keys), str(error)) from None
     try:
         media_types(config.http, config.media_type)
     except SettingError as error:
-        raise _KeyProblem(error.keys, str(error)) from None
+        raise KeyProblem(error.keys, str(error)) from None
     try:
         http_limits(config.http)
     except ValueError as error:
-        raise _KeyProblem(("http",), str(error)) from None
+        raise KeyProblem(("http",), str(error)) from None
     for index, certificate in enumerate(config.certificate):
         for name in ("chain", "key", "ocsp"):
             value = getattr(certificate, name)
             if (value or name != "ocsp") and not Path(value).is_file():
-                raise _KeyProblem(("certificate", index, name), f"{value!r} is not a file")
+                raise KeyProblem(("certificate", index, name), f"{value!r} is not a file")
     folder = Path(config.access_log.path).parent
     if config.access_log.path and not folder.is_dir():
-        raise _KeyProblem(("access_log", "path"), f"{str(folder)!r} is not a folder: make it, or name another")
+        raise KeyProblem(("access_log", "path"), f"{str(folder)!r} is not a folder: make it, or name another")
     if config.tickets.rotation_s > config.tickets.lifetime_s:
-        raise _KeyProblem(("tickets", "rotation_s"), "must not be longer than lifetime_s")
+        raise KeyProblem(("tickets", "rotation_s"), "must not be longer than lifetime_s")
 
 
 def _check_client_ca(index: int, site: Site) -> None:
@@ -222,9 +225,9 @@ def _check_client_ca(index: int, site: Site) -> None:
             client_trust.load(site)
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or "no certificates in PEM"
-            raise _KeyProblem(("site", index, "client_ca"), f"{site.client_ca!r}: {reason}") from None
+            raise KeyProblem(("site", index, "client_ca"), f"{site.client_ca!r}: {reason}") from None
     elif site.client_certificate != "require":
-        raise _KeyProblem(("site", index, "client_certificate"), "needs client_ca: whose certificates are accepted")
+        raise KeyProblem(("site", index, "client_certificate"), "needs client_ca: whose certificates are accepted")
 
 
 def parse_address(address: str) -> tuple[str, int]:
@@ -238,6 +241,10 @@ def parse_address(address: str) -> tuple[str, int]:
         raise ValueError(f"{address!r}: write an IPv6 address in brackets, [{host}]:{port}")
     if not host:
         raise ValueError(f"{address!r} has no address; use 0.0.0.0 or [::] for all")
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        raise ValueError(f"{address!r}: {host!r} is not an IP address") from None
     return host, int(port)
 
 
@@ -254,7 +261,7 @@ def default_socket_path() -> str:
     return f"{runtime}/kdaemon.sock"
 
 
-class _KeyProblem(ConfigError):
+class KeyProblem(ConfigError):
     """A problem at one key; `keys` is its path (table names, indices, key)."""
 
     def __init__(self, keys: tuple[str | int, ...], message: str) -> None:
@@ -273,34 +280,34 @@ def _build(kind: Any, value: Any, keys: tuple[str | int, ...], base: Path | None
     origin = typing.get_origin(kind)
     if origin is tuple:
         if not isinstance(value, list | tuple):
-            raise _KeyProblem(keys, "must be an array")
+            raise KeyProblem(keys, "must be an array")
         item = typing.get_args(kind)[0]
         return tuple(_build(item, entry, (*keys, index), base) for index, entry in enumerate(value))
     if origin is Literal:
         choices = typing.get_args(kind)
         if value not in choices:
-            raise _KeyProblem(keys, f"{value!r} is not one of {', '.join(map(repr, choices))}")
+            raise KeyProblem(keys, f"{value!r} is not one of {', '.join(map(repr, choices))}")
         return value
     # bool is a subclass of int, but "workers = true" is a mistake
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise _KeyProblem(keys, f"must be {_TYPE_NAMES[kind]}, not {value!r}")
+        raise KeyProblem(keys, f"must be {_TYPE_NAMES[kind]}, not {value!r}")
     return value
 
 
 def _build_table(kind: Any, value: Any, keys: tuple[str | int, ...], base: Path | None) -> Any:
     if not isinstance(value, Mapping):
-        raise _KeyProblem(keys, "must be a table")
+        raise KeyProblem(keys, "must be a table")
     fields = {entry.name: entry for entry in dataclasses.fields(kind)}
     types_ = typing.get_type_hints(kind)
     arguments: dict[str, Any] = {}
     for name, entry in value.items():
         here = (*keys, name)
         if name not in fields:
-            raise _KeyProblem(here, f"unknown key; known here: {', '.join(fields)}")
+            raise KeyProblem(here, f"unknown key; known here: {', '.join(fields)}")
         result = _build(types_[name], entry, here, base)
         metadata = fields[name].metadata
         if "minimum" in metadata and not metadata["minimum"] <= result <= metadata["maximum"]:
-            raise _KeyProblem(here, f"{result} is not in {metadata['minimum']}..{metadata['maximum']}")
+            raise KeyProblem(here, f"{result} is not in {metadata['minimum']}..{metadata['maximum']}")
         if metadata.get("path") and result and base is not None:
             result = str(base / result)
         arguments[name] = result
@@ -312,7 +319,7 @@ def _build_table(kind: Any, value: Any, keys: tuple[str | int, ...], base: Path 
         and isinstance(entry.default_factory, type(dataclasses.MISSING))
     ]
     if missing:
-        raise _KeyProblem((*keys, missing[0]), "is required and missing")
+        raise KeyProblem((*keys, missing[0]), "is required and missing")
     return kind(**arguments)
 
 

@@ -29,7 +29,7 @@ REQUEST_DEADLINE_S = 5.0
 CLIENT_DEADLINE_S = 10.0
 CONNECTIONS_MAX = 128  # at a time, of those that are not handed on to a worker yet
 _ACCEPT_PAUSE_S = 0.1  # when no descriptor is left
-_PATH_SIZE_MAX = 107  # sun_path
+PATH_SIZE_MAX = 107  # sun_path
 
 
 class ControlError(Exception):
@@ -211,8 +211,8 @@ def format_status(status: Message) -> str:
 
 def _lock(path: str) -> int | None:
     """Locks the file beside the socket; None if a living daemon holds it. Raises ControlError."""
-    if len(os.fsencode(path)) > _PATH_SIZE_MAX:
-        raise ControlError(f"{path}: longer than the {_PATH_SIZE_MAX} bytes a UNIX socket path may have")
+    if len(os.fsencode(path)) > PATH_SIZE_MAX:
+        raise ControlError(f"{path}: longer than the {PATH_SIZE_MAX} bytes a UNIX socket path may have")
     while True:
         try:
             Path(path).parent.mkdir(parents=True, exist_ok=True, mode=0o755)

@@ -2,18 +2,32 @@
 
 from base64 import b64decode
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from kdaemon.credentials import decode_chain
 from kdaemon.tls.configuration import Credential
+from kdaemon.tls.signing import PeerSchemes
+
+
+class _Candidate(NamedTuple):
+    credential: Credential
+    signed_with: list[list[int]]  # tls.certificates.schemes_in_chain
+
+    def fits(self, schemes: PeerSchemes) -> bool:
+        """Whether its key can make a signature that the client verifies."""
+        return any(scheme in schemes.handshake for scheme in self.credential.schemes)
+
+    def chain_fits(self, schemes: PeerSchemes) -> bool:
+        """Whether the client says that it verifies every signature in the chain."""
+        return all(any(scheme in schemes.certificates for scheme in each) for each in self.signed_with)
 
 
 class CredentialStore:
     """The credentials of one configuration, indexed by name. Immutable; a reload makes another."""
 
     def __init__(self, descriptions: Sequence[dict[str, Any]]) -> None:
-        self._all: list[Credential] = []
-        self._by_name: dict[str, list[Credential]] = {}
+        self._all: list[_Candidate] = []
+        self._by_name: dict[str, list[_Candidate]] = {}
         for description in descriptions:
             credential = Credential(
                 key_id=description["key_id"],
@@ -21,24 +35,26 @@ class CredentialStore:
                 schemes=tuple(description["schemes"]),
                 ocsp=b64decode(description["ocsp"]) or None,
             )
-            self._all.append(credential)
+            candidate = _Candidate(credential, description["signed_with"])
+            self._all.append(candidate)
             for name in description["names"]:
-                self._by_name.setdefault(name, []).append(credential)
+                self._by_name.setdefault(name, []).append(candidate)
 
     def knows(self, name: str) -> bool:
         """Whether a credential has exactly this name."""
         return name.lower() in self._by_name
 
-    def select(self, server_name: str | None, signature_algorithms: Sequence[int]) -> Credential | None:
-        """The first credential for the exact name, then for its wildcard, then of all, that has a scheme in common.
+    def select(self, server_name: str | None, schemes: PeerSchemes) -> Credential | None:
+        """Of those for the exact name, then for its wildcard, then of all, the first whose key has a scheme in common.
 
-        Unknown names get the first credential, as with other servers: the client is the one to judge a name (RFC 6066,
-        section 3 leaves both ways open). None when no key can make a signature that the client verifies.
+        Where there are several, one whose chain the client can verify goes first; else it gets a chain all the same
+        (RFC 8446, section 4.4.2.2). Unknown names get the first credential, as with other servers: the client is the
+        one to judge a name (RFC 6066, section 3 leaves both ways open). None when no key can make a signature that the
+        client verifies.
         """
         name = (server_name or "").lower()
         wildcard = "*." + name.partition(".")[2]
         for candidates in (self._by_name.get(name, ()), self._by_name.get(wildcard, ()), self._all):
-            for credential in candidates:
-                if any(scheme in signature_algorithms for scheme in credential.schemes):
-                    return credential
+            if usable := [candidate for candidate in candidates if candidate.fits(schemes)]:
+                return next((each for each in usable if each.chain_fits(schemes)), usable[0]).credential
         return None

@@ -4,6 +4,7 @@ reads a key. `kdaemon connect`, a program of its own, loads the one that it pres
 `Credential` here is a loaded pair; what leaves keymgr is its `describe()`: the public part.
 """
 
+import dataclasses
 import datetime
 import hashlib
 import ipaddress
@@ -19,10 +20,13 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.x509 import ocsp
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID, PublicKeyAlgorithmOID
 
 from kdaemon.config import Certificate
 from kdaemon.tls import signing
+from kdaemon.tls.certificates import schemes_in_chain
+from kdaemon.tls.errors import BadCertificate
 
 PrivateKey: TypeAlias = ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey | rsa.RSAPrivateKey
 
@@ -32,7 +36,14 @@ _CHAIN_SIZE_MAX = 1 << 20
 
 
 class CredentialError(Exception):
-    """A certificate or key that cannot be used; one line: which file, what is wrong. Never quotes the key."""
+    """A certificate or key that cannot be used; one line: which file, what is wrong. Never quotes the key.
+
+    `what`: which of the configuration's files it is: "chain", "key" or "ocsp".
+    """
+
+    def __init__(self, message: str, what: str = "chain") -> None:
+        super().__init__(message)
+        self.what = what
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +53,10 @@ class Credential:
     key_id: str  # SHA-256 of the SubjectPublicKeyInfo: the same key has the same name after a restart or reload
     chain_der: tuple[bytes, ...]
     schemes: tuple[int, ...]
+    signed_with: tuple[tuple[int, ...], ...]  # schemes of the signatures in the chain
     names: tuple[str, ...]  # DNS names and IP addresses of the leaf
-    ocsp: bytes
     private_key: PrivateKey = field(repr=False)
+    ocsp: bytes = b""
     warnings: tuple[str, ...] = ()
 
     def describe(self) -> dict[str, Any]:
@@ -53,6 +65,7 @@ class Credential:
             "key_id": self.key_id,
             "chain": [b64encode(certificate).decode() for certificate in self.chain_der],
             "schemes": list(self.schemes),
+            "signed_with": [list(each) for each in self.signed_with],
             "names": list(self.names),
             "ocsp": b64encode(self.ocsp).decode(),
             "sha256": hashlib.sha256(self.chain_der[0]).hexdigest(),
@@ -75,15 +88,17 @@ def load_all(certificates: Sequence[Certificate], now: datetime.datetime | None 
 def load(certificate: Certificate, now: datetime.datetime | None = None) -> Credential:
     """Loads a chain and its key and checks that they belong together. Raises CredentialError."""
     chain_path, key_path = Path(certificate.chain), Path(certificate.key)
+    now = now or _now()
     try:
-        chain = x509.load_pem_x509_certificates(_read(chain_path))
-    except ValueError as error:
+        chain = x509.load_pem_x509_certificates(_read(chain_path, "chain"))
+        public_key = _public_bytes(chain[0].public_key())
+    except (ValueError, UnsupportedAlgorithm) as error:
         raise CredentialError(f"{chain_path}: no certificate chain in PEM: {_first_line(error)}") from None
     private_key = _load_key(key_path)
-    if _public_bytes(private_key.public_key()) != _public_bytes(chain[0].public_key()):
-        raise CredentialError(f"{key_path}: this key does not belong to the certificate in {chain_path}")
-    ocsp = _read(Path(certificate.ocsp)) if certificate.ocsp else b""
-    return _credential(chain, private_key, ocsp, str(chain_path), now or _now())
+    if _public_bytes(private_key.public_key()) != public_key:
+        raise CredentialError(f"{key_path}: this key does not belong to the certificate in {chain_path}", "key")
+    loaded = _credential(chain, private_key, str(chain_path), now)
+    return _with_staple(loaded, Path(certificate.ocsp), chain[0], now) if certificate.ocsp else loaded
 
 
 def load_self_signed(folder: Path | None = None, now: datetime.datetime | None = None) -> Credential:
@@ -104,7 +119,7 @@ def load_self_signed(folder: Path | None = None, now: datetime.datetime | None =
             and chain[0].not_valid_after_utc - now > datetime.timedelta(days=SELF_SIGNED_RENEW_DAYS)
         ):
             _write_public(folder, chain[0])
-            return _credential(chain, key, b"", str(path), now)
+            return _credential(chain, key, str(path), now)
     except (OSError, ValueError):
         pass  # none yet, or damaged: make another
     made = ec.generate_private_key(ec.SECP256R1())
@@ -118,7 +133,7 @@ def load_self_signed(folder: Path | None = None, now: datetime.datetime | None =
         _write_public(folder, certificate)
     except OSError as error:
         raise CredentialError(f"{path}: the self-signed certificate cannot be kept: {error.strerror}") from None
-    return _credential([certificate], made, b"", str(path), now)
+    return _credential([certificate], made, str(path), now)
 
 
 def state_folder() -> Path:
@@ -179,21 +194,21 @@ def _self_signed(key: ec.EllipticCurvePrivateKey, now: datetime.datetime) -> x50
 
 def _load_key(path: Path) -> PrivateKey:
     try:
-        key = serialization.load_pem_private_key(_read(path), password=None)
+        key = serialization.load_pem_private_key(_read(path, "key"), password=None)
     except TypeError:
         raise CredentialError(
-            f"{path}: the key is encrypted; give it unencrypted and protect the file by its mode"
+            f"{path}: the key is encrypted; give it unencrypted and protect the file by its mode", "key"
         ) from None
     except (ValueError, UnsupportedAlgorithm):
-        raise CredentialError(f"{path}: no private key in PEM") from None  # the cause could quote key material
+        raise CredentialError(f"{path}: no private key in PEM", "key") from None  # the cause could quote key material
     if not isinstance(key, PrivateKey):
-        raise CredentialError(f"{path}: a {type(key).__name__} cannot sign in TLS 1.3; use ECDSA, Ed25519 or RSA")
+        raise CredentialError(
+            f"{path}: a {type(key).__name__} cannot sign in TLS 1.3; use ECDSA, Ed25519 or RSA", "key"
+        )
     return key
 
 
-def _credential(
-    chain: list[x509.Certificate], key: PrivateKey, ocsp: bytes, where: str, now: datetime.datetime
-) -> Credential:
+def _credential(chain: list[x509.Certificate], key: PrivateKey, where: str, now: datetime.datetime) -> Credential:
     leaf = chain[0]
     warnings = []
     if leaf.not_valid_after_utc < now:
@@ -208,15 +223,43 @@ def _credential(
     schemes = signing.schemes_of_key(key, pss_only=pss_only)
     if not schemes:
         raise CredentialError(f"{where}: keys of this curve or size cannot sign in TLS 1.3")
+    try:
+        signed_with = schemes_in_chain(chain)
+    except BadCertificate as error:
+        raise CredentialError(f"{where}: {error}") from None
     return Credential(
         key_id=hashlib.sha256(_public_bytes(key.public_key())).hexdigest(),
         chain_der=tuple(certificate.public_bytes(serialization.Encoding.DER) for certificate in chain),
         schemes=schemes,
+        signed_with=signed_with,
         names=names,
-        ocsp=ocsp,
         private_key=key,
         warnings=tuple(warnings),
     )
+
+
+def _with_staple(credential: Credential, path: Path, leaf: x509.Certificate, now: datetime.datetime) -> Credential:
+    """`credential` with the OCSP response at `path`, and warnings of what clients will not like in it."""
+    data = _read(path, "ocsp")
+    try:
+        response = ocsp.load_der_ocsp_response(data)
+        problem = _staple_problem(response, leaf, now)
+    except (ValueError, UnsupportedAlgorithm):
+        raise CredentialError(f"{path}: no OCSP response in DER", "ocsp") from None
+    warnings = credential.warnings + ((f"{path}: the OCSP response {problem}",) if problem else ())
+    return dataclasses.replace(credential, ocsp=data, warnings=warnings)
+
+
+def _staple_problem(response: ocsp.OCSPResponse, leaf: x509.Certificate, now: datetime.datetime) -> str:
+    if response.response_status != ocsp.OCSPResponseStatus.SUCCESSFUL:
+        return f"is an error: {response.response_status.name.lower()}"
+    if response.serial_number != leaf.serial_number:
+        return "is for another certificate"
+    if response.certificate_status != ocsp.OCSPCertStatus.GOOD:
+        return f"says that the certificate is {response.certificate_status.name.lower()}"
+    if response.next_update_utc is not None and response.next_update_utc < now:
+        return f"expired on {response.next_update_utc:%Y-%m-%d %H:%M} UTC"
+    return ""
 
 
 def _names(leaf: x509.Certificate) -> tuple[str, ...]:
@@ -233,14 +276,14 @@ def _public_bytes(key: Any) -> bytes:
     return encoded
 
 
-def _read(path: Path) -> bytes:
+def _read(path: Path, what: str) -> bytes:
     try:
         with path.open("rb") as file:
             data = file.read(_CHAIN_SIZE_MAX + 1)
     except OSError as error:
-        raise CredentialError(f"{path}: cannot be read: {error.strerror}") from None
+        raise CredentialError(f"{path}: cannot be read: {error.strerror}", what) from None
     if len(data) > _CHAIN_SIZE_MAX:
-        raise CredentialError(f"{path}: longer than {_CHAIN_SIZE_MAX} bytes")
+        raise CredentialError(f"{path}: longer than {_CHAIN_SIZE_MAX} bytes", what)
     return data
 
 

@@ -18,6 +18,7 @@ from kdaemon.tls import tickets
 from kdaemon.tls.configuration import DEFAULT_CIPHER_SUITES, ClientAuthentication, Credential, ServerConfig
 from kdaemon.tls.constants import RECORD_SIZE_LIMIT_MAX
 from kdaemon.tls.handshake import Established
+from kdaemon.tls.signing import PeerSchemes
 
 SERVICE_FILES = 0
 # By ALPN protocol; None: the client offered none. A client that means HTTP/1.0 may say so in ALPN, too.
@@ -99,7 +100,7 @@ def engine_record_layer(config: Config, ktls: KtlsFacts) -> RecordLayerPolicy:
 def server_config(
     config: Config,
     ktls: KtlsFacts,
-    credentials: Callable[[str | None, tuple[int, ...]], Credential | None],
+    credentials: Callable[[str | None, PeerSchemes], Credential | None],
     ticket_keys: Sequence[TicketKey],
     key_log: Callable[[str], None] | None,
     *,

@@ -107,16 +107,27 @@ class AccessLog:
 def site_rules(site: Site, root_fd: int) -> http_config.Site:
     """What the file service knows of `site`. Raises SettingError for rules that cannot be."""
     headers, redirects, pages = [], [], {}
+    # A rule is made once for each of its keys, with the others as they may be, so that a complaint has the right one.
     for index, header in enumerate(site.header):
-        with _at("header", index):
+        with _at("header", index, "name"):
+            http_config.HeaderRule("*", ((header.name, ""),))
+        with _at("header", index, "value"):
+            http_config.HeaderRule("*", ((header.name, header.value),))
+        with _at("header", index, "path"):
             headers.append(http_config.HeaderRule(header.path, ((header.name, header.value),)))
     for index, redirect in enumerate(site.redirect):
-        with _at("redirect", index):
+        with _at("redirect", index, "path"):
+            http_config.RedirectRule(redirect.path, "/")
+        with _at("redirect", index, "to"):
+            http_config.RedirectRule(redirect.path, redirect.to)
+        with _at("redirect", index, "status"):
             redirects.append(http_config.RedirectRule(redirect.path, redirect.to, redirect.status))
     for index, page in enumerate(site.error_page):
-        with _at("error_page", index):
+        with _at("error_page", index, "status"):
             if page.status in pages:
                 raise ValueError(f"status {page.status} has a page already")
+            http_config.Site(root_fd, error_pages={page.status: "/page"})
+        with _at("error_page", index, "path"):
             pages[page.status] = page.path
             http_config.Site(root_fd, error_pages=pages)
     rules: dict[str, Any] = {
@@ -177,7 +188,9 @@ def media_types(http: Http, types: Iterable[MediaType]) -> MimeTable:
     known = {}
     for index, entry in enumerate(types):
         known[entry.suffix] = entry.type
-        with _at("media_type", index):
+        with _at("media_type", index, "suffix"):
+            MimeTable({entry.suffix: "text/plain"})
+        with _at("media_type", index, "type"):
             MimeTable({entry.suffix: entry.type})
     with _at("http", "default_type"):
         MimeTable({}, http.default_type)

@@ -9,13 +9,14 @@ import ssl
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
 from cryptography.hazmat.primitives.serialization import Encoding
-from cryptography.x509.oid import PublicKeyAlgorithmOID
+from cryptography.x509.oid import PublicKeyAlgorithmOID, SignatureAlgorithmOID
 from cryptography.x509.verification import (
     Criticality,
     ExtensionPolicy,
@@ -25,6 +26,7 @@ from cryptography.x509.verification import (
     VerificationError,
 )
 
+from kdaemon.tls.constants import SignatureScheme as Scheme
 from kdaemon.tls.errors import (
     BadCertificate,
     CertificateExpired,
@@ -89,6 +91,38 @@ def parse_address(name: str) -> _Address | None:
         return ipaddress.ip_address(name)
     except ValueError:
         return None
+
+
+_SCHEMES_OF_SIGNATURE: Final[dict[x509.ObjectIdentifier, tuple[int, ...]]] = {
+    SignatureAlgorithmOID.ECDSA_WITH_SHA256: (Scheme.ECDSA_SECP256R1_SHA256,),
+    SignatureAlgorithmOID.ECDSA_WITH_SHA384: (Scheme.ECDSA_SECP384R1_SHA384,),
+    SignatureAlgorithmOID.ED25519: (Scheme.ED25519,),
+    SignatureAlgorithmOID.RSA_WITH_SHA256: (Scheme.RSA_PKCS1_SHA256,),
+    SignatureAlgorithmOID.RSA_WITH_SHA384: (Scheme.RSA_PKCS1_SHA384,),
+    SignatureAlgorithmOID.RSA_WITH_SHA512: (Scheme.RSA_PKCS1_SHA512,),
+}
+_SCHEMES_OF_PSS_HASH: Final[dict[str, tuple[int, ...]]] = {
+    "sha256": (Scheme.RSA_PSS_RSAE_SHA256, Scheme.RSA_PSS_PSS_SHA256),
+    "sha384": (Scheme.RSA_PSS_RSAE_SHA384, Scheme.RSA_PSS_PSS_SHA384),
+    "sha512": (Scheme.RSA_PSS_RSAE_SHA512, Scheme.RSA_PSS_PSS_SHA512),
+}
+
+
+def schemes_in_chain(chain: Iterable[x509.Certificate]) -> tuple[tuple[int, ...], ...]:
+    """For each signature that a verifier of the chain checks, the schemes of which it has to know one (RFC 8446
+    §4.4.2.2); none where the signature is of a kind that has no scheme here. Raises BadCertificate.
+
+    What signs itself is trusted or not as it is: its signature does not count.
+    """
+    with _parsing():
+        return tuple(_schemes_of_signature(each) for each in chain if each.issuer != each.subject)
+
+
+def _schemes_of_signature(certificate: x509.Certificate) -> tuple[int, ...]:
+    if certificate.signature_algorithm_oid != SignatureAlgorithmOID.RSASSA_PSS:
+        return _SCHEMES_OF_SIGNATURE.get(certificate.signature_algorithm_oid, ())
+    algorithm = certificate.signature_hash_algorithm
+    return _SCHEMES_OF_PSS_HASH.get(algorithm.name if algorithm else "", ())
 
 
 class TrustStore:

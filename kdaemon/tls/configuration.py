@@ -12,7 +12,7 @@ from kdaemon.tls.handshake import KeyLog
 from kdaemon.tls.key_exchange import SUPPORTED_GROUPS, KeyShareFactory, generate_key_share
 from kdaemon.tls.key_schedule import HashParameters
 from kdaemon.tls.messages import Certificate, CertificateEntry, serialize_certificate
-from kdaemon.tls.signing import HANDSHAKE_SCHEMES
+from kdaemon.tls.signing import HANDSHAKE_SCHEMES, PeerSchemes
 from kdaemon.tls.tickets import TicketKeys
 
 #: Judges a peer's chain, end entity first, at a time in seconds since the epoch. Raises a TlsFault that names what is
@@ -91,15 +91,15 @@ def _no_client_auth(_server_name: str | None) -> ClientAuthentication | None:
 class ServerConfig:
     """A server's decisions.
 
-    ``credentials(server_name, signature_algorithms)`` gives the credential for a name (None: the client sent none), or
-    None, or raises UnrecognizedName. ``client_auth(server_name)`` says whether clients are asked for a certificate.
+    ``credentials(server_name, schemes)`` gives the credential for a name (None: the client sent none), or None, or
+    raises UnrecognizedName. ``client_auth(server_name)`` says whether clients are asked for a certificate.
     ``ticket_keys`` None: no tickets, no resumption; assign a new object to rotate.
     ``psk_required`` refuses clients that bring no known PSK. ``record_size_limit`` is what this side takes (64..16385);
     None leaves RFC 8449 unnegotiated: needed where whoever sends on the connection cannot honour
     ``Established.record_size_max``.
     """
 
-    credentials: Callable[[str | None, tuple[int, ...]], Credential | None] | None = None
+    credentials: Callable[[str | None, PeerSchemes], Credential | None] | None = None
     cipher_suites: tuple[int, ...] = DEFAULT_CIPHER_SUITES
     groups: tuple[int, ...] = SUPPORTED_GROUPS
     alpn: tuple[bytes, ...] = ()

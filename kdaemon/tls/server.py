@@ -87,7 +87,7 @@ from kdaemon.tls.negotiation import (
 )
 from kdaemon.tls.psk import PskChoice, choose_psk, verify_binder
 from kdaemon.tls.record import CHANGE_CIPHER_SPEC_RECORD, EarlyDataSkipping
-from kdaemon.tls.signing import CERTIFICATE_SCHEMES, HANDSHAKE_SCHEMES, Role, SignRequest, choose_scheme
+from kdaemon.tls.signing import CERTIFICATE_SCHEMES, HANDSHAKE_SCHEMES, PeerSchemes, Role, SignRequest, choose_scheme
 from kdaemon.tls.tickets import CLIENT_CERTIFICATE_SIZE_MAX, TICKET_NONCE_SIZE, TicketContents, TicketKeys
 
 __all__ = ["ClientAuthentication", "Credential", "ExternalPsk", "ServerConfig", "ServerHandshake", "ServerState"]
@@ -294,7 +294,8 @@ class ServerHandshake(Handshake):
         if offer.signature_algorithms is None or offer.supported_groups is None:
             raise MissingExtension("no usable PSK, and not both signature_algorithms and supported_groups")
         provider = self._config.credentials
-        credential = None if provider is None else provider(offer.server_name, offer.signature_algorithms)
+        schemes = PeerSchemes(offer.signature_algorithms, offer.signature_algorithms_cert or offer.signature_algorithms)
+        credential = None if provider is None else provider(offer.server_name, schemes)
         if credential is None:
             raise NoCredential("no certificate is configured for this client")
         scheme = choose_scheme(credential.schemes, offer.signature_algorithms)

@@ -65,6 +65,15 @@ CERTIFICATE_SCHEMES: Final = (
 )
 
 
+class PeerSchemes(NamedTuple):
+    """What a peer verifies: ``handshake`` in a CertificateVerify (signature_algorithms), ``certificates`` inside chains
+    (signature_algorithms_cert, or the same where that is absent: RFC 8446 §4.2.3).
+    """
+
+    handshake: tuple[int, ...]
+    certificates: tuple[int, ...]
+
+
 class SignRequest(NamedTuple):
     """What has to be signed, and with which key; answered by ``signature_ready``."""
 

@@ -5,13 +5,15 @@ import json
 import re
 import tomllib
 import typing
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from support.certificates import Issued
 
 from kdaemon import cli, config
 from kdaemon.config import Config, ConfigError
+from kdaemon.control import PATH_SIZE_MAX
 
 ROOT = Path(__file__).parent.parent.parent
 MANUAL = (ROOT / "docs" / "configuration.md").read_text()
@@ -79,6 +81,8 @@ def test_everything_can_be_set_and_paths_are_relative_to_the_file(tmp_path: Path
         ("[[site]]\nnames = [\n  'a',\n  1,\n]\nroot = '.'\n", 2, "site.names: must be a string, not 1"),
         ("[[site]]\nnames = ['a']\n", 1, "site.root: is required and missing"),
         ("[[site]]\nroot = 'nowhere'\n", 2, "is not a folder"),
+        ("[[site]]\nroot = ''\n", 2, "site.root: '' is not a folder"),
+        ("[[listen]]\naddress = 'localhost:443'\n", 2, "listen.address: 'localhost:443': 'localhost' is not an IP"),
         ("site = 3\n", 1, "site: must be an array"),
         ("deadlines = 3\n", 1, "deadlines: must be a table"),
         ("[tickets]\nlifetime_s = 100\nrotation_s = 200\n", 3, "tickets.rotation_s: must not be longer"),
@@ -87,8 +91,8 @@ def test_everything_can_be_set_and_paths_are_relative_to_the_file(tmp_path: Path
         ("[http]\nranges_max = 65\n", 2, "http.ranges_max: 65 is not in 0..64"),
         ("[http]\ncharset = 'a\\nb'\n", 2, "http.charset: "),
         ("[http]\n\ndefault_type = 'text'\n", 3, "http.default_type: 'text' is not a media type: such as"),
-        ("[[media_type]]\nsuffix = 'tar.gz'\ntype = 'a/b'\n", 1, "media_type: suffix 'tar.gz': what is behind"),
-        ("[[media_type]]\nsuffix = 'x'\ntype = \"a/b\\r\\nX: y\"\n", 1, "is not a media type"),
+        ("[[media_type]]\nsuffix = 'tar.gz'\ntype = 'a/b'\n", 2, "media_type.suffix: suffix 'tar.gz': what is"),
+        ("[[media_type]]\nsuffix = 'x'\ntype = \"a/b\\r\\nX: y\"\n", 3, "media_type.type: "),
         ("[[site]]\nroot = '.'\nnames = ['http://a']\n", 3, "site.names: 'http://a' is not a host name: such as"),
         ("[[site]]\nroot = '.'\nnames = ['bücher.test']\n", 3, "'xn--bcher-kva.test'; write it so"),
         ("[[site]]\nroot = '.'\nindex = ['a/b']\n", 3, "site.index: index 'a/b': a plain file name"),
@@ -101,21 +105,25 @@ def test_everything_can_be_set_and_paths_are_relative_to_the_file(tmp_path: Path
         ("[[site]]\nroot = '.'\n[[site]]\nroot = '.'\n", 3, "site.names: only one site may leave out names"),
         (
             "[[site]]\nroot = '.'\n[[site.header]]\nname = 'Content-Length'\nvalue = '5'\n",
-            3,
-            "site.header: Content-Length is written by the server itself; leave it out",
+            4,
+            "site.header.name: Content-Length is written by the server itself; leave it out",
         ),
-        ("[[site]]\nroot = '.'\n[[site.header]]\nname = 'X'\nvalue = \"a\\r\\nb\"\n", 3, "no control characters"),
+        ("[[site]]\nroot = '.'\n[[site.header]]\nname = 'X'\nvalue = \"a\\r\\nb\"\n", 5, "no control characters"),
+        ("[[site]]\nroot = '.'\n[[site.header]]\nname = 'X'\nvalue = ''\npath = '/?'\n", 6, "site.header.path: "),
         (
             "[[site]]\nroot = '.'\n[[site.redirect]]\npath = '/a'\nto = '/b'\n\n"
             "[[site.redirect]]\npath = 'b'\nto = '/'\n",
-            7,
-            "site.redirect: redirect 'b': a path pattern begins with",
+            8,
+            "site.redirect.path: redirect 'b': a path pattern begins with",
         ),
-        ("[[site]]\nroot = '.'\n[[site.error_page]]\nstatus = 200\npath = '/x'\n", 3, "not an error status"),
+        ("[[site]]\nroot = '.'\n[[site.error_page]]\nstatus = 200\npath = '/x'\n", 4, "not an error status"),
+        ("[[site]]\nroot = '.'\n[[site.redirect]]\npath = '/'\nto = 'x'\n", 5, "site.redirect.to: redirect to 'x'"),
+        ("[[site]]\nroot = '.'\n[[site.redirect]]\npath = '/'\nto = '/'\nstatus = 5\n", 6, "site.redirect.status: "),
+        ("[[site]]\nroot = '.'\n[[site.error_page]]\nstatus = 404\npath = 'x'\n", 5, "site.error_page.path: page 'x'"),
         (
             "[[site]]\nroot = '.'\n" + "[[site.error_page]]\nstatus = 404\npath = '/x'\n" * 2,
-            6,
-            "site.error_page: status 404 has a page already",
+            7,
+            "site.error_page.status: status 404 has a page already",
         ),
         (
             "[[site]]\nroot = '.'\n" + "[[site.header]]\nname = 'X'\nvalue = 'y'\n" * 33,
@@ -216,6 +224,33 @@ def test_check_says_ok_or_exits_with_2(tmp_path: Path, capsys: pytest.CaptureFix
     assert "ok" in capsys.readouterr().out
     assert cli.main(["check", str(write(tmp_path, "wokers = 1\n"))]) == 2
     assert ":1: wokers: unknown key" in capsys.readouterr().err
+
+
+def test_check_reads_certificates_and_knows_the_accounts_of_the_host(
+    make_issued: Callable[..., Issued], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    issued, other = make_issued(), make_issued(expired=True)
+    (tmp_path / "not.der").write_bytes(b"0")
+
+    def complaint(text: str) -> str:
+        assert cli.main(["check", str(write(tmp_path, text))]) == 2
+        return capsys.readouterr().err
+
+    pair = f"[[certificate]]\nchain = '{issued.certificate}'\nkey = '{issued.key}'\n"
+    assert ":3: certificate.key: " in complaint(pair.replace(str(issued.key), str(other.key)))
+    assert ":2: certificate.chain: " in complaint(pair.replace(str(issued.certificate), str(issued.key)))
+    assert ":4: certificate.ocsp: " in complaint(pair + "ocsp = 'not.der'\n")
+    assert ":2: users.keymgr: no account is named 'no-such'" in complaint("[users]\nkeymgr = 'no-such'\n")
+    assert ":2: clients.users: no account is named 'no-such'" in complaint("[clients]\nusers = ['0', 'no-such']\n")
+    assert ":2: clients.groups: no group is named 'no-such'" in complaint("[clients]\ngroups = ['no-such', '0']\n")
+    assert ":1: keylog: " in complaint("keylog = 'none/keys'\n")
+    assert f":1: socket: longer than the {PATH_SIZE_MAX} bytes" in complaint(f"socket = '{'s' * 200}'\n")
+    expired = f"[[certificate]]\nchain = '{other.certificate}'\nkey = '{other.key}'\n"
+    assert cli.main(["check", str(write(tmp_path, pair + expired + "[clients]\nusers = ['root', '5']\n"))]) == 0
+    said = capsys.readouterr()
+    assert said.out.endswith(": ok\n")
+    assert said.err.startswith(f"kdaemon: warning: {other.certificate}: the certificate expired on ")
+    assert said.err.count("\n") == 1
 
 
 @pytest.mark.parametrize("command", ["serve", "run", "check", "connect", "ctl"])

@@ -6,14 +6,16 @@ from pathlib import Path
 
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import dsa, ec
+from cryptography.x509 import ocsp
 from support.certificates import KEY_KINDS, Issued, make_key, write_key
 
 from kdaemon import credentials
 from kdaemon.config import Certificate
 from kdaemon.credential_store import CredentialStore
 from kdaemon.credentials import CredentialError
+from kdaemon.tls.signing import PeerSchemes
 
 MakeIssued = Callable[..., Issued]
 
@@ -39,7 +41,9 @@ def test_no_repr_or_description_shows_the_key(make_issued: MakeIssued) -> None:
     )
     assert "private_key" not in repr(loaded)
     assert secret not in repr(loaded.describe()).encode()
-    assert set(loaded.describe()) == {"key_id", "chain", "schemes", "names", "ocsp", "sha256", "warnings"}
+    assert set(loaded.describe()) == {
+        "key_id", "chain", "schemes", "signed_with", "names", "ocsp", "sha256", "warnings",
+    }  # fmt: skip
 
 
 def test_a_key_of_another_certificate_is_refused(make_issued: MakeIssued) -> None:
@@ -130,9 +134,53 @@ def test_a_state_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         credentials.load_self_signed(tmp_path / "file" / "kdaemon")
 
 
+def staple(issued: Issued, status: ocsp.OCSPCertStatus, next_update_h: int) -> bytes:
+    now = datetime.datetime.now(datetime.UTC)
+    revoked = now - datetime.timedelta(days=1) if status is ocsp.OCSPCertStatus.REVOKED else None
+    key = serialization.load_pem_private_key(issued.key.read_bytes(), None)  # anybody: the daemon does not judge
+    builder = ocsp.OCSPResponseBuilder().add_response(
+        cert=issued.x509,
+        issuer=issued.x509,
+        algorithm=hashes.SHA256(),
+        cert_status=status,
+        this_update=now - datetime.timedelta(hours=2),
+        next_update=now + datetime.timedelta(hours=next_update_h),
+        revocation_time=revoked,
+        revocation_reason=None,
+    )
+    builder = builder.responder_id(ocsp.OCSPResponderEncoding.NAME, issued.x509)
+    return builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.DER)
+
+
+def test_what_a_staple_says_is_read(make_issued: MakeIssued, tmp_path: Path) -> None:
+    issued, other, path = make_issued(), make_issued(), tmp_path / "staple.der"
+    certificate = Certificate(chain=str(issued.certificate), key=str(issued.key), ocsp=str(path))
+
+    def warnings(response: bytes) -> tuple[str, ...]:
+        path.write_bytes(response)
+        loaded = credentials.load(certificate)
+        assert loaded.ocsp == response
+        return loaded.warnings
+
+    good = ocsp.OCSPCertStatus.GOOD
+    assert warnings(staple(issued, good, 1)) == ()
+    for response, problem in (
+        (staple(issued, good, -1), "expired on"),
+        (staple(issued, ocsp.OCSPCertStatus.REVOKED, 1), "the certificate is revoked"),
+        (staple(other, good, 1), "is for another certificate"),
+        (bytes.fromhex("30030a0103"), "is an error: try_later"),
+    ):
+        (warning,) = warnings(response)
+        assert warning.startswith(f"{path}: the OCSP response ")
+        assert problem in warning
+    path.write_bytes(b"-----BEGIN")
+    with pytest.raises(CredentialError, match=r"staple\.der: no OCSP response in DER"):
+        credentials.load(certificate)
+
+
 def test_selection_by_name_then_by_scheme(make_issued: MakeIssued) -> None:
-    def describe(kind: str, *names: str) -> dict[str, object]:
-        return credentials.load(pair(make_issued(kind, names=names))).describe()
+    def describe(kind: str, *names: str, **how: object) -> dict[str, object]:
+        return credentials.load(pair(make_issued(kind, names=names, **how))).describe()
 
     default, exact, wildcard, rsa = (
         describe("ecdsa-p256", "default.test"),
@@ -140,11 +188,13 @@ def test_selection_by_name_then_by_scheme(make_issued: MakeIssued) -> None:
         describe("ecdsa-p256", "*.example.org"),
         describe("rsa", "www.example.org"),
     )
-    store = CredentialStore([default, exact, wildcard, rsa])
+    below_pss = describe("ecdsa-p256", "pss.test", intermediates=1, pss=True)
+    below_ecdsa = describe("ecdsa-p256", "pss.test")
+    store = CredentialStore([default, exact, wildcard, rsa, below_pss, below_ecdsa])
     ecdsa, pss = (0x0403,), (0x0804,)
 
-    def chosen(name: str | None, schemes: tuple[int, ...]) -> object:
-        credential = store.select(name, schemes)
+    def chosen(name: str | None, schemes: tuple[int, ...], in_chains: tuple[int, ...] = ecdsa) -> object:
+        credential = store.select(name, PeerSchemes(schemes, in_chains))
         return credential and credential.key_id
 
     assert chosen("www.example.org", ecdsa + pss) == exact["key_id"]
@@ -155,3 +205,7 @@ def test_selection_by_name_then_by_scheme(make_issued: MakeIssued) -> None:
     assert chosen(None, ecdsa) == default["key_id"]
     assert chosen(None, pss) == rsa["key_id"]
     assert chosen("www.example.org", (0x0807,)) is None
+    # The chains' own signatures, where that leaves a choice.
+    assert chosen("pss.test", ecdsa, ecdsa + pss) == below_pss["key_id"]
+    assert chosen("pss.test", ecdsa, ecdsa) == below_ecdsa["key_id"]
+    assert chosen("pss.test", ecdsa, (0x0807,)) == below_pss["key_id"]

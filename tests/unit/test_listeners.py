@@ -74,7 +74,7 @@ def test_ipv6_loopback_that_is_not_there_is_a_warning(monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize(
-    ("address", "why"), [("192.0.2.1:0", "does not have the address"), ("localhost:0", "not an IP address")]
+    ("address", "why"), [("192.0.2.1:0", "does not have the address"), ("[fe80::1%none]:0", "not an IP address")]
 )
 def test_addresses_that_cannot_be_had(address: str, why: str) -> None:
     with pytest.raises(ListenError, match=why):
