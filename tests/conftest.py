@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import itertools
 import os
 import socket
 import sys
@@ -51,6 +52,29 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if deselected:
         config.hook.pytest_deselected(items=deselected)
         items[:] = [item for item in items if not item.get_closest_marker("guest")]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop(session: pytest.Session) -> bool | None:
+    """Several runs of one suite, each in a guest of its own, share its files: with KDAEMON_SHARE=DIRECTORY each takes
+    the next file that no other has taken yet, which mkdir(2) decides.
+    """
+    directory = os.environ.get("KDAEMON_SHARE")
+    if directory is None or session.testsfailed or session.config.option.collectonly:
+        return None
+    for path, group in itertools.groupby(session.items, lambda item: item.path):
+        try:
+            Path(directory, "-".join(path.relative_to(ROOT).parts)).mkdir()
+        except FileExistsError:
+            continue
+        items = list(group)
+        for item, following in zip(items, [*items[1:], None], strict=True):
+            item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
+            if session.shouldfail:
+                raise session.Failed(session.shouldfail)
+            if session.shouldstop:
+                raise session.Interrupted(session.shouldstop)
+    return True
 
 
 @pytest.fixture(scope="session")
