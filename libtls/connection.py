@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 from collections import deque
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING
 from kdaemon_pyx import client_abi as abi
 from kdaemon_pyx.client_ring import Operation as RingOperation
 
-from libtls.errors import error_of
+from libtls.errors import error_from, error_of
 from libtls.operation import Lane, Operation
 
 if TYPE_CHECKING:
@@ -95,22 +96,25 @@ class Connection:
             return raw.result
 
     def write(self, data: ReadableBuffer, *, timeout: float | None = None) -> int:
-        """Sends all of it; the number of bytes."""
+        """Sends all of it; the number of bytes. Raises DeadlinePassed if part of it has not left after `timeout`."""
         with memoryview(data).cast("B") as view:
-            pending: deque[RingOperation] = deque()
+            pending: deque[tuple[RingOperation, int]] = deque()
             for begin in range(0, len(view), WRITE_PIECE_SIZE):
                 if len(pending) == WRITE_PIECES_MAX:
-                    self._finish(pending.popleft())
+                    self._finish(*pending.popleft(), timeout)
                 piece = view[begin : begin + WRITE_PIECE_SIZE]
-                pending.append(self.lane.post(abi.WRITE, self.handle, data=piece, timeout=timeout))
-            for raw in pending:
-                self._finish(raw)
+                pending.append((self.lane.post(abi.WRITE, self.handle, data=piece, timeout=timeout), len(piece)))
+            for raw, size in pending:
+                self._finish(raw, size, timeout)
             return len(view)
 
-    def _finish(self, raw: RingOperation) -> None:
+    def _finish(self, raw: RingOperation, size: int, timeout: float | None) -> None:
+        """Raises what ended the WRITE, and for a short count what must have cut it: nobody else could cancel it."""
         self.lane.ring.wait(raw)
         if raw.result < 0:
             raise error_of(raw)
+        if raw.result < size:
+            raise error_from(-(errno.ECONNRESET if timeout is None else errno.ETIMEDOUT), 0, abi.WRITE)
 
     def shutdown(self) -> None:
         """No more is written: close_notify goes out; reading goes on."""

@@ -57,6 +57,7 @@ class KtlsSocket(socket.socket):
 
         Raises Truncated at FIN without close_notify, AlertReceived, and at a KeyUpdate, which only somebody with the
         connection's secrets could follow, TlsError (EKEYEXPIRED): say goodbye with `send_close_notify` and close.
+        Reading on instead fails, and before Linux 6.14 that is the end of sending, too.
         """
         while True:
             content_type, data = self.receive_record(size)

@@ -10,20 +10,26 @@ import errno
 import os
 import socket
 import ssl
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from support import peers
+from support.certificates import Issued
 from support.content import pattern
 from support.daemon import Daemon
 from support.layers import record_layer
 from support.rings import Peer, in_thread, layer, read_exactly, worker
-from support.waiting import DEADLINE_S
+from support.waiting import DEADLINE_S, read_line, say_until
 
 from libtls import Lane, TlsError
 from libtls.connection import Connection, Listener
 from libtls.exchange import KtlsSocket, tls_adopt, tls_export
 from libtls.functions import tls_listen, tls_open, tls_start
+
+SOL_TLS, TLS_SET_RECORD_TYPE, TLS_GET_RECORD_TYPE = 282, 1, 2  # linux/tls.h
+ALERT, CLOSE_NOTIFY = 21, bytes([1, 0])  # RFC 8446 section 6.1
 
 # ADOPT
 
@@ -109,6 +115,7 @@ def test_export(daemon: Daemon, lane: Lane, tls_listener: Listener) -> None:
     assert record_layer(sock.getsockname(), sock.getpeername()) == "kernel"
     assert worker(daemon)["connections"] == 0
     assert worker(daemon)["exported"] >= 1
+    assert not os.get_inheritable(sock.fileno())
     assert not holds(daemon, sock)
     data = os.urandom(500_000)
     thread = in_thread(lambda: tls.sendall(data))
@@ -174,7 +181,24 @@ def test_export_waits_for_what_is_in_flight_or_unread(daemon: Daemon, lane: Lane
     tls.close()
 
 
-def test_an_exported_client_passes_over_tickets_and_ends_at_a_key_update(daemon: Daemon, lane: Lane) -> None:
+def test_the_duties_by_system_calls_alone(daemon: Daemon, lane: Lane, tls_listener: Listener) -> None:
+    """As docs/libtls.md states them: close_notify read by recvmsg with its record's type, and answered by sendmsg."""
+    exported_socket, tls = exported(daemon, lane, tls_listener)
+    with socket.socket(fileno=exported_socket.detach()) as sock:
+        sock.settimeout(DEADLINE_S)
+        tls.sendall(b"last words")
+        goodbye = in_thread(tls.unwrap)  # sends close_notify and waits for ours
+        assert sock.recv(100) == b"last words"
+        data, ancillary, _, _ = sock.recvmsg(100, socket.CMSG_SPACE(1))
+        assert (ancillary, data) == ([(SOL_TLS, TLS_GET_RECORD_TYPE, bytes([ALERT]))], CLOSE_NOTIFY)
+        sock.sendmsg([CLOSE_NOTIFY], [(SOL_TLS, TLS_SET_RECORD_TYPE, bytes([ALERT]))])
+        goodbye.join(DEADLINE_S)
+        assert not goodbye.is_alive()
+        tls.close()
+        assert sock.recv(100) == b""  # FIN
+
+
+def test_an_exported_client_passes_over_tickets(daemon: Daemon, lane: Lane) -> None:
     if layer(daemon) != "kernel":
         pytest.skip("only kernel TLS can be exported")
     connection = tls_open("localhost", daemon.port, cafile=daemon.ca, lane=lane).wait(DEADLINE_S)
@@ -187,3 +211,38 @@ def test_an_exported_client_passes_over_tickets_and_ends_at_a_key_update(daemon:
     assert received.endswith(pattern(100_000))
     sock.send_close_notify()
     sock.close()
+
+
+def test_an_exported_client_ends_at_a_key_update(daemon: Daemon, lane: Lane, issued: Issued) -> None:
+    """It is a clear error, whatever the kernel could do; this side says goodbye, and what it still reads fails."""
+    if layer(daemon) != "kernel":
+        pytest.skip("only kernel TLS can be exported")
+    command = [
+        peers.program("openssl"), "s_server", "-accept", "127.0.0.1:0", "-cert", str(issued.certificate), "-key",
+        str(issued.key), "-tls1_3", "-naccept", "1",
+    ]  # fmt: skip
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, bufsize=0
+    ) as server:
+        assert server.stdin is not None and server.stdout is not None
+        line = b""
+        while not line.startswith(b"ACCEPT "):
+            line = read_line(server.stdout, "the server's port")
+        port = int(line.rpartition(b":")[2])
+        connection = tls_open("127.0.0.1", port, server_name="localhost", cafile=issued.ca, lane=lane).wait(DEADLINE_S)
+        sock = tls_export(connection).wait(DEADLINE_S)
+        sock.settimeout(DEADLINE_S)
+        sock.sendall(b"before\n")
+        say_until(server.stdin, b"", server.stdout, b"before")
+        server.stdin.write(b"k\n")
+        with pytest.raises(TlsError, match="cannot follow") as failure:
+            sock.receive()
+        assert failure.value.errno == errno.EKEYEXPIRED
+        sock.sendall(b"under the old key\n")  # the other direction's is as it was
+        say_until(server.stdin, b"", server.stdout, b"under the old key")
+        sock.send_close_notify()
+        say_until(server.stdin, b"", server.stdout, b"CONNECTION CLOSED")
+        with pytest.raises(OSError, match=r"Bad message|Key has expired"):
+            sock.receive()  # the server's close_notify, under its new key
+        sock.close()
+        assert server.wait(DEADLINE_S) == 0

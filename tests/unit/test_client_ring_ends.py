@@ -17,6 +17,9 @@ from kdaemon_pyx.client_ring import Operation
 from kdaemon_pyx.client_stream import LaneReader
 from test_client_ring import DEADLINE_S, ECHO, NEVER, Lane, wait_for
 
+import libtls
+from libtls import errors
+
 
 @pytest.fixture
 def lane() -> Iterator[Lane]:
@@ -141,6 +144,17 @@ def test_who_was_woken_to_lead_and_had_enough_wakes_another(lane: Lane) -> None:
         done.set()
     for thread in threads:
         thread.join(DEADLINE_S)
+
+
+def test_a_blocking_write_sends_all_or_raises(lane: Lane) -> None:
+    """A short count is for those that asked for one: the echo takes 16384 bytes while nobody reads."""
+    connection = libtls.Connection(libtls.Lane(lane.ring), lane.open())
+    with pytest.raises(errors.DeadlinePassed):
+        connection.write(bytes(40_000), timeout=0.05)
+    got = 0
+    while got < 16384:
+        got += len(connection.read())
+    assert connection.write(b"and on", timeout=DEADLINE_S) == 6
 
 
 def test_close_calls_back(lane: Lane) -> None:
