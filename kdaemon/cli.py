@@ -92,7 +92,9 @@ def _parser() -> argparse.ArgumentParser:
     connect.add_argument("--servername", metavar="NAME", help="name to ask for and to verify (default: HOST)")
     connect.add_argument("--cert", metavar="FILE", help="our own certificate chain, PEM, for servers that ask for one")
     connect.add_argument("--key", metavar="FILE", help="its private key, PEM")
-    connect.add_argument("--alpn", action="append", metavar="PROTOCOL", help="offer this protocol, may be repeated")
+    connect.add_argument(
+        "--alpn", action="append", type=_protocol, metavar="PROTOCOL", help="offer this protocol, may be repeated"
+    )
     connect.add_argument("--insecure", action="store_true", help="do not verify the certificate")
     _add_ktls(connect)
     _add_keylog(connect)
@@ -259,6 +261,12 @@ def _peer(text: str) -> tuple[str, int]:
     if not host or not port.isdecimal() or not 0 < int(port) < 65536:
         raise argparse.ArgumentTypeError(f"{text!r} is not HOST:PORT")
     return host.removeprefix("[").removesuffix("]"), int(port)
+
+
+def _protocol(text: str) -> str:
+    if not 1 <= len(text.encode()) <= 255:  # RFC 7301, section 3.1
+        raise argparse.ArgumentTypeError(f"{text!r} is no name of a protocol: it has 1 to 255 bytes")
+    return text
 
 
 def _count(text: str) -> int:

@@ -108,6 +108,8 @@ def _connect(host: str, port: int) -> socket.socket:
         raise ConnectError(f"no connection within {HANDSHAKE_DEADLINE_S:.0f} s") from None
     except socket.gaierror as error:
         raise ConnectError(f"the name cannot be resolved: {error.strerror}") from None
+    except UnicodeError:  # from the encoding "idna": a label that is empty or over 63 characters
+        raise ConnectError("the name cannot be resolved: it is no host name") from None
 
 
 def _handshake(

@@ -80,6 +80,7 @@ class Http:
     header_count_max: int = bounded(100, 1, 10_000)
     body_bytes_max: int = bounded(1 << 20, 0, 1 << 39)
     requests_per_connection_max: int = bounded(1000, 1, 1 << 30)
+    connection_age_ms_max: int = bounded(3_600_000, 100, 1 << 39)
     connections_per_address_max: int = bounded(0, 0, 1_000_000)
     connections_per_second_per_address: int = bounded(0, 0, 1_000_000)
     requests_per_second_per_address: int = bounded(0, 0, 1_000_000)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -174,7 +174,7 @@ class TrustStore:
         except VerificationError as error:
             _check_dates(leaf, now)
             _check_name(leaf, server_name, address)
-            raise _fault_of(error) from None
+            raise _fault_of(error, leaf) from None
         _check_key(leaf)
 
     def verify_client(self, chain_der: Sequence[bytes], now_s: float) -> None:
@@ -203,7 +203,7 @@ class TrustStore:
             builder.build_client_verifier().verify(leaf, intermediates)
         except VerificationError as error:
             _check_dates(leaf, now)
-            raise _fault_of(error) from None
+            raise _fault_of(error, leaf) from None
         _check_key(leaf)
 
 
@@ -267,9 +267,19 @@ def to_ascii(server_name: str) -> str:
         raise CertificateNameMismatch("the server name is no host name") from None
 
 
-def _fault_of(error: VerificationError) -> TlsFault:
+def _is_self_signed(certificate: x509.Certificate) -> bool:
+    try:
+        certificate.verify_directly_issued_by(certificate)
+    except (ValueError, TypeError, InvalidSignature):
+        return False
+    return True
+
+
+def _fault_of(error: VerificationError, leaf: x509.Certificate) -> TlsFault:
     """The fact behind the library's text, where it says more than "no"."""
     text = str(error)
+    if _is_self_signed(leaf):  # whatever else there is against it: most such certificates say that they are authorities
+        return UnknownCertificateAuthority("the certificate is its own authority, which is not trusted")
     if "not valid at validation time" in text:
         return CertificateExpired("a certificate of the chain is outside its period of validity")
     if "Forbidden signature algorithm" in text:  # MD5, SHA-1 (RFC 8446 §4.4.2.4)

@@ -406,12 +406,14 @@ cdef bint answer_parsed(HttpSession* session) noexcept nogil:
     cdef const RedirectRuleC* redirect = NULL
     cdef Slice star
     cdef int64_t site = site_of_host(context.sites, session.site, request.host)
+    cdef uint64_t now_ns = context.transport.now_ns(session.connection)
     cdef bint answered
     session.head_only = request.method == METHOD_HEAD
     session.minor_version = request.minor_version
     session.keep_alive = (
         request.keep_alive and not session.draining
         and session.requests + 1 < context.limits.requests_per_connection_max
+        and now_ns - session.opened_ns < context.limits.connection_age_ns_max
         # Else the final answer comes before a body which then may never come.
         and not (request.expect_continue and request.method == METHOD_OTHER)
     )
@@ -419,9 +421,7 @@ cdef bint answer_parsed(HttpSession* session) noexcept nogil:
         session.site = <uint32_t>site
     if context.path[0] == c'/':                            # not "*"
         redirect = find_redirect(&context.sites[session.site], context.path, request.path_length, &star)
-    if session.address != NULL and not address_may_ask(
-        &context.addresses, session.address, context.transport.now_ns(session.connection)
-    ):
+    if session.address != NULL and not address_may_ask(&context.addresses, session.address, now_ns):
         answered = answer_error(session, 429)
     elif site != session.site:
         answered = answer_error(session, 421)

@@ -157,6 +157,7 @@ class Limits:
     header_count_max: int = 100  # beyond: 431
     body_bytes_max: int = 1 << 20  # beyond: 413
     requests_per_connection_max: int = 1000
+    connection_age_ms_max: int = 3_600_000  # then its next response is its last
     connections_per_address_max: int = 0  # of one worker; beyond: closed at accept; 0: any number
     connections_per_second_per_address: int = 0  # likewise; as many may come at once
     requests_per_second_per_address: int = 0  # of one worker, as many may come at once; beyond: 429; 0: any number

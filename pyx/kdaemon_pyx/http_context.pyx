@@ -42,6 +42,7 @@ cdef class FileContext:
         self.context.limits.head_bytes_max = limits.head_bytes_max
         self.context.limits.header_count_max = limits.header_count_max
         self.context.limits.requests_per_connection_max = limits.requests_per_connection_max
+        self.context.limits.connection_age_ns_max = <uint64_t>limits.connection_age_ms_max * 1_000_000
         self.context.limits.ranges_max = limits.ranges_max
         self.context.limits.body_bytes_max = limits.body_bytes_max
         self.context.boundary = int.from_bytes(os.urandom(8), "little")

@@ -22,6 +22,7 @@ cdef struct HttpLimits:
     uint32_t requests_per_connection_max
     uint32_t ranges_max
     uint64_t body_bytes_max
+    uint64_t connection_age_ns_max
 
 ctypedef enum Method:
     METHOD_GET = 0

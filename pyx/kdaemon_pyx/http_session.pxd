@@ -61,6 +61,7 @@ ctypedef enum DeadlineKind:
 cdef struct HttpSession:
     HttpContext* context
     Connection* connection
+    uint64_t opened_ns
     uint64_t deadline_ns
     PeerAddress peer               # set only where somebody wants it: the log, the limits per address
     Address* address               # one connection of it; NULL: no limits

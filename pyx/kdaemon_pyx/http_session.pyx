@@ -35,6 +35,7 @@ cdef HttpSession* session_open(
     session.by_host = by_host
     session.kernel_layer = kernel_layer
     session.keep_alive = True
+    session.opened_ns = context.transport.now_ns(connection)
     if context.log != NULL or context.addresses.buckets != NULL:
         context.transport.peer(connection, &session.peer)
     if context.addresses.buckets != NULL:

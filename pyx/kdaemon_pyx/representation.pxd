@@ -42,6 +42,7 @@ cdef struct Representation:
     uint32_t type_length
     uint32_t date_start
     uint32_t common_start          # Server, Date, Last-Modified, ETag, Vary, the site's fields: for 304 and 206 too
+    int64_t last_modified_s        # MTIME_NONE: generated
     Slice content_type             # the media type's text, owned by the MimeTable or static
     Slice etag                     # points into head, without W/
     bint etag_weak

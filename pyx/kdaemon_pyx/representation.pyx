@@ -37,7 +37,7 @@ cdef extern from "<sys/uio.h>" nogil:
     const int RWF_NOWAIT
 
 cdef extern from "<time.h>" nogil:
-    const int CLOCK_REALTIME
+    const int CLOCK_REALTIME, CLOCK_REALTIME_COARSE
 
 cdef extern from "<unistd.h>" nogil:
     unsigned geteuid()
@@ -69,6 +69,13 @@ cdef bint changed_just_now(int fd, const file_stat* status) noexcept nogil:
     if status.st_ctim.tv_nsec == 0:
         return age_ns < WHOLE_SECONDS_STEP_NS
     return age_ns < TIMESTAMP_STEP_NS and not times_each_change(fd)
+
+
+cdef int64_t not_in_the_future(int64_t mtime_s) noexcept nogil:
+    # RFC 9110 section 8.8.2.1: Last-Modified is never later than Date, which may be that of a moment ago.
+    cdef timespec now
+    clock_gettime(CLOCK_REALTIME_COARSE, &now)
+    return mtime_s if mtime_s <= now.tv_sec else now.tv_sec - 1
 
 
 cdef void put_etag(Writer* writer, Representation* representation) noexcept nogil:
@@ -129,7 +136,7 @@ cdef bint make_head(Representation* representation, const RepresentationInput* g
             put_text(&writer, b"Cache-Control: no-cache\r\n")
     else:
         put_text(&writer, b"\r\nLast-Modified: ")
-        format_http_date(representation.file.mtime_s, date)
+        format_http_date(representation.last_modified_s, date)
         put(&writer, date, HTTP_DATE_BYTES)
         put_text(&writer, b"\r\nETag: ")
         if representation.etag_weak:
@@ -170,6 +177,7 @@ cdef Representation* representation_of_file(
     representation.budget = budget
     representation.content_type = given.content_type
     representation.vary = given.vary
+    representation.last_modified_s = not_in_the_future(file.mtime_s)
     representation.racy = changed_just_now(fd, status)
     representation.etag_weak = representation.racy
     if not make_head(representation, given):
@@ -189,6 +197,7 @@ cdef Representation* representation_of_bytes(
     representation.file.references = 1
     representation.file.release = release_file
     representation.file.size = length
+    representation.last_modified_s = MTIME_NONE
     representation.budget = budget
     representation.content = content
     budget.used += length
@@ -288,5 +297,5 @@ cdef void representation_validators(
 ) noexcept nogil:
     validators.etag = representation.etag
     validators.etag_weak = representation.etag_weak
-    validators.mtime_s = representation.file.mtime_s if representation.file.fd >= 0 else MTIME_NONE
+    validators.mtime_s = representation.last_modified_s
     validators.now_s = now_s

@@ -263,7 +263,15 @@ def test_every_command_has_help_with_an_example(command: str, capsys: pytest.Cap
 
 @pytest.mark.parametrize(
     "arguments",
-    [[], ["serve", "--listen", "nonsense"], ["serve", "--cert", "a.pem"], ["serve", "/nowhere/at/all"], ["ctl", "fly"]],
+    [
+        [],
+        ["serve", "--listen", "nonsense"],
+        ["serve", "--cert", "a.pem"],
+        ["serve", "/nowhere/at/all"],
+        ["ctl", "fly"],
+        ["connect", "localhost:1", "--alpn", ""],
+        ["connect", "localhost:1", "--alpn", "a" * 256],
+    ],
 )
 def test_wrong_usage_exits_with_2(arguments: list[str]) -> None:
     try:
@@ -271,6 +279,12 @@ def test_wrong_usage_exits_with_2(arguments: list[str]) -> None:
     except SystemExit as error:
         status = typing.cast(int, error.code)
     assert status == 2
+
+
+@pytest.mark.parametrize("host", ["a" * 64, "a..test"])
+def test_connecting_to_what_is_no_host_name_fails_in_one_line(host: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["connect", f"{host}:443", "--insecure", "--ktls", "off"]) == 1
+    assert capsys.readouterr().err == f"kdaemon: {host}:443: the name cannot be resolved: it is no host name\n"
 
 
 def test_keylog_needs_its_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import os
 import resource
 import socket
 from collections.abc import Iterator
+from email.utils import parsedate_to_datetime as email_date
 from pathlib import Path
 
 import pytest
@@ -191,6 +192,14 @@ def test_if_range_with_a_date(site: Folder) -> None:
     os.utime(site.root / "a.txt", (1_600_000_000, 1_600_000_000))
     modified = site.get("/a.txt").headers["last-modified"]
     assert site.get("/a.txt", "Range: bytes=0-1", f"If-Range: {modified}").status == 206
+
+
+def test_a_file_from_the_future_was_modified_now(site: Folder) -> None:
+    os.utime(site.root / "a.txt", (4_000_000_000, 4_000_000_000))
+    headers = site.get("/a.txt").headers
+    assert 0 <= (email_date(headers["date"]) - email_date(headers["last-modified"])).total_seconds() < 60
+    assert site.get("/a.txt", f"If-Modified-Since: {headers['last-modified']}").status == 304
+    assert site.get("/a.txt", "If-Modified-Since: Thu, 01 Jan 1998 00:00:00 GMT").status == 200
 
 
 def test_ranges(site: Folder) -> None:

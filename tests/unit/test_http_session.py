@@ -89,6 +89,18 @@ def test_http_1_0(site: Folder) -> None:
     assert connection.finished == CLOSE_SERVICE
 
 
+def test_age_of_a_connection(tmp_path: Path) -> None:
+    (tmp_path / "small.txt").write_bytes(SMALL)
+    served = Folder(tmp_path, Limits(connection_age_ms_max=120_000))
+    connection = served.connection()
+    for expected in (None, None, "close"):
+        (response,) = read_responses(connection.exchange(get("/small.txt")))
+        assert response.headers.get("connection") == expected
+        connection.advance(60_000)
+    assert connection.finished == CLOSE_SERVICE
+    served.close()
+
+
 def test_requests_per_connection(site: Folder) -> None:
     connection = site.connection()
     responses = read_responses(connection.exchange(get("/small.txt") * 8))

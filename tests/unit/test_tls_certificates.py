@@ -180,6 +180,8 @@ def test_self_signed():
     own = issue("localhost", make_key("p256"), names=("localhost",))
     with pytest.raises(errors.UnknownCertificateAuthority):
         verify(own)
+    with pytest.raises(errors.UnknownCertificateAuthority):  # as `openssl req -x509` makes them
+        verify(issue("localhost", make_key("p256"), names=("localhost",), is_ca=True))
     store = TrustStore([own.certificate])
     verify(own, store=store)
     with pytest.raises(errors.CertificateNameMismatch):
