@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import ipaddress
 from collections import deque
 from dataclasses import dataclass
 from types import TracebackType
@@ -36,6 +37,8 @@ class Info:
     alpn: str | None
     server_name: str
     peer_certificate: bytes  # DER; empty: the peer presented none
+    peer_address: tuple[str, int] | None  # host and port; None: it was gone before it could be asked
+    local_address: tuple[str, int] | None
 
 
 class Connection:
@@ -61,6 +64,10 @@ class Connection:
     def write_operation(self, data: ReadableBuffer, *, timeout: float | None = None) -> Operation[int]:
         """WRITE: its value is the number of bytes sent; fewer if it was cancelled or its deadline passed midway."""
         return Operation(self.lane, self.lane.post(abi.WRITE, self.handle, data=data, timeout=timeout), _result)
+
+    def info_operation(self) -> Operation[Info]:
+        """INFO: its value is what is known of the connection."""
+        return Operation(self.lane, self.lane.post(abi.INFO, self.handle, length=INFO_SIZE), _info)
 
     def barrier_operation(self) -> Operation[int]:
         """BARRIER: done when all before it is; nothing behind it starts earlier."""
@@ -132,20 +139,9 @@ class Connection:
         self._closed = True
 
     def info(self) -> Info:
-        """Version, suite, group, ALPN, peer certificate, record layer."""
-        raw = self.lane.run(abi.INFO, self.handle, length=INFO_SIZE)
-        fields = abi.unpack_info(raw.bytes())
-        raw.release()
-        return Info(
-            version="TLSv1.3" if fields["tls_version"] else "",
-            cipher_suite=_integer(fields["cipher_suite"]),
-            named_group=_integer(fields["named_group"]),
-            record_layer=abi.RECORD_LAYERS[_integer(fields["record_layer"])],
-            resumed=bool(fields["resumed"]),
-            alpn=_bytes(fields["alpn"]).decode() or None,
-            server_name=str(fields["server_name"]),
-            peer_certificate=_bytes(fields["certificate"]),
-        )
+        """Version, suite, group, ALPN, peer certificate, record layer, addresses."""
+        with self.info_operation() as operation:
+            return operation.wait()
 
     def makefile(self, buffer_size: int = READ_SIZE) -> io.BufferedRWPair:
         """A buffered binary file over the connection; closing it does not close the connection."""
@@ -228,6 +224,31 @@ class _Writer(io.RawIOBase):
 
 def _result(raw: RingOperation) -> int:
     return raw.result
+
+
+def _info(raw: RingOperation) -> Info:
+    fields = abi.unpack_info(raw.bytes())
+    raw.release()
+    return Info(
+        version="TLSv1.3" if fields["tls_version"] else "",
+        cipher_suite=_integer(fields["cipher_suite"]),
+        named_group=_integer(fields["named_group"]),
+        record_layer=abi.RECORD_LAYERS[_integer(fields["record_layer"])],
+        resumed=bool(fields["resumed"]),
+        alpn=_bytes(fields["alpn"]).decode() or None,
+        server_name=str(fields["server_name"]),
+        peer_certificate=_bytes(fields["certificate"]),
+        peer_address=_address(fields["peer_address"], fields["peer_port"]),
+        local_address=_address(fields["local_address"], fields["local_port"]),
+    )
+
+
+def _address(packed: object, port: object) -> tuple[str, int] | None:
+    """Of the IPv6 form that an IPv4 address is mapped into (RFC 4291 section 2.5.5.2)."""
+    if not port:
+        return None
+    address = ipaddress.IPv6Address(_bytes(packed))
+    return str(address.ipv4_mapped or address), _integer(port)
 
 
 def _integer(value: object) -> int:

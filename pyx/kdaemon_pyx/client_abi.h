@@ -14,7 +14,7 @@
 
 #define CLIENT_MAGIC 0x6b64746cu /* "kdtl" */
 #define CLIENT_VERSION_MAJOR 1   /* changes when an old client cannot work any more: refused with EPROTONOSUPPORT */
-#define CLIENT_VERSION_MINOR 1   /* changes when something is added: the lower of the two is in force */
+#define CLIENT_VERSION_MINOR 2   /* changes when something is added: the lower of the two is in force */
 
 /* ---- hello: the first bytes on the attach socket, in both directions ------------------------------------------------ */
 
@@ -166,7 +166,11 @@ struct client_info {              /* INFO's answer; the peer's certificate (DER)
     uint32_t certificate_length;  /*  16: of the whole certificate; it is cut if the buffer was short */
     uint32_t reserved;            /*  20 */
     uint8_t alpn[64];             /*  24 */
-    uint8_t reason[64];           /*  88: why this record layer */
+    uint8_t reason[28];           /*  88: why this record layer */
+    uint8_t peer_address[16];     /* 116: IPv6, or IPv4 mapped into it; since 1.2, before in `reason`, whose length was always 0 */
+    uint8_t local_address[16];    /* 132 */
+    uint16_t peer_port;           /* 148: 0: not known */
+    uint16_t local_port;          /* 150 */
     uint8_t server_name[256];     /* 152 */
 };                                /* 408 */
 

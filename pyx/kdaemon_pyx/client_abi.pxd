@@ -143,7 +143,11 @@ cdef extern from "client_abi.h" nogil:
         uint32_t certificate_length
         uint32_t reserved
         uint8_t alpn[64]
-        uint8_t reason[64]
+        uint8_t reason[28]
+        uint8_t peer_address[16]
+        uint8_t local_address[16]
+        uint16_t peer_port
+        uint16_t local_port
         uint8_t server_name[256]
 
     struct client_descriptor_message:

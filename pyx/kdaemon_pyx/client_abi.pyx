@@ -131,6 +131,8 @@ def unpack_info(data: bytes) -> dict[str, object]:
         "server_name": (<char*> info.server_name)[:info.server_name_length].decode(),
         "certificate": data[sizeof(info):] if len(data) - sizeof(info) == info.certificate_length else b"",
         "certificate_length": info.certificate_length,
+        "peer_address": (<char*> info.peer_address)[:sizeof(info.peer_address)], "peer_port": info.peer_port,
+        "local_address": (<char*> info.local_address)[:sizeof(info.local_address)], "local_port": info.local_port,
     }
 
 

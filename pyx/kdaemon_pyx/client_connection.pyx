@@ -7,7 +7,7 @@ looked at; at its end what completed is published, and an idle turn says "asleep
 with the uring.
 """
 
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
@@ -57,9 +57,26 @@ cdef extern from "poll.h" nogil:
     enum:
         POLLIN
 
+cdef extern from "netinet/in.h" nogil:
+    struct sockaddr:
+        pass
+    struct sockaddr_storage:
+        unsigned short ss_family
+    struct sockaddr_in:
+        uint16_t sin_port
+        uint32_t sin_addr
+    struct sockaddr_in6:
+        uint16_t sin6_port
+        uint8_t sin6_addr[16]
+    int AF_INET
+    int AF_INET6
+    uint16_t ntohs(uint16_t)
+
 cdef extern from "sys/socket.h" nogil:
     int MSG_DONTWAIT
     int MSG_NOSIGNAL
+    int getpeername(int fd, sockaddr* address, unsigned int* length)
+    int getsockname(int fd, sockaddr* address, unsigned int* length)
 
 cdef enum:
     SLEEPS_PER_TRIAL = 256     # where spinning did not pay
@@ -182,11 +199,35 @@ cdef int on_established(Connection* c) noexcept nogil:
     c.service_state = endpoint
     if endpoint == NULL:
         return -ECONNABORTED
-    if c.record_layer != RECORD_LAYER_NONE and endpoint.info != NULL and endpoint.info_length >= sizeof(client_info):
-        (<client_info*> endpoint.info).record_layer = (
-            CLIENT_RECORD_LAYER_KERNEL if c.record_layer == RECORD_LAYER_KERNEL else CLIENT_RECORD_LAYER_USER)
+    if endpoint.info != NULL and endpoint.info_length >= sizeof(client_info):
+        describe(c, <client_info*> endpoint.info)
     settle(endpoint.client)
     return 0
+
+
+# What INFO answers beside what the handshake knows.
+cdef void describe(Connection* c, client_info* info) noexcept nogil:
+    cdef sockaddr_storage address
+    cdef unsigned int length = sizeof(address)
+    if c.record_layer != RECORD_LAYER_NONE:
+        info.record_layer = CLIENT_RECORD_LAYER_KERNEL if c.record_layer == RECORD_LAYER_KERNEL else CLIENT_RECORD_LAYER_USER
+    if getpeername(c.fd, <sockaddr*> &address, &length) == 0:
+        info.peer_port = write_address(&address, info.peer_address)
+    length = sizeof(address)
+    if getsockname(c.fd, <sockaddr*> &address, &length) == 0:
+        info.local_port = write_address(&address, info.local_address)
+
+
+# The port; the address as IPv6, an IPv4 one mapped into that (RFC 4291 section 2.5.5.2).
+cdef uint16_t write_address(const sockaddr_storage* address, uint8_t* ipv6) noexcept nogil:
+    if address.ss_family == AF_INET6:
+        memcpy(ipv6, &(<const sockaddr_in6*> address).sin6_addr, 16)
+        return ntohs((<const sockaddr_in6*> address).sin6_port)
+    if address.ss_family != AF_INET:
+        return 0
+    ipv6[10] = ipv6[11] = 0xff
+    memcpy(&ipv6[12], &(<const sockaddr_in*> address).sin_addr, 4)
+    return ntohs((<const sockaddr_in*> address).sin_port)
 
 
 # Operations that waited behind a barrier start at once; what completed is published by on_rest(), once per turn and client.

@@ -17,7 +17,7 @@ class Owner(Protocol):
     def failed(self, result: int, detail: int) -> None:
         """A WRITE ended with this negative errno, or the daemon is gone."""
     def raised(self, error: Exception, what: str) -> None:
-        """The protocol's method `what` raised."""
+        """The protocol's method `what` raised; it is not to be called with data any more if that was one for it."""
     def flushed(self) -> None:
         """All that was written is posted: what ends this direction may queue up behind it."""
 
@@ -43,10 +43,17 @@ class Stream:
     def is_reading(self) -> bool: ...
     def write(self, data: ReadableBuffer) -> None:
         """Copied when it is called. RuntimeError after `end_writing`."""
-    def flush(self) -> None:
-        """Posts what waits, as far as there is room; then owner.flushed()."""
+    def flush(self) -> bool:
+        """Posts what waits, as far as there is room. True: that was all, and owner.flushed() was called."""
     def end_writing(self) -> None:
         """Nothing more may be written; what was written still leaves."""
+    def hold(self) -> None:
+        """Nothing more is posted; the READ in flight is called back, and what it brings delivered, even to who paused.
+
+        A BARRIER behind it tells when nothing is in flight. BlockingIOError: the ring is full.
+        """
+    def resume(self) -> None:
+        """After `hold`: reads and writes on."""
     def stop(self) -> None:
         """Nothing is delivered and nothing more is accepted; what was written still leaves."""
     def give_up(self) -> None:

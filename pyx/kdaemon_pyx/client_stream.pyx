@@ -13,7 +13,7 @@ from cpython.bytes cimport PyBytes_FromStringAndSize
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
-from kdaemon_pyx.client_abi cimport CLIENT_READ, CLIENT_SUBMISSION_QUIET, CLIENT_WRITE, client_submission
+from kdaemon_pyx.client_abi cimport CLIENT_CANCEL, CLIENT_READ, CLIENT_SUBMISSION_QUIET, CLIENT_WRITE, client_submission
 from kdaemon_pyx.client_arena cimport arena_release
 from kdaemon_pyx.client_ring cimport ClientRing, Pending
 
@@ -23,6 +23,8 @@ from collections import deque
 
 cdef extern from "errno.h" nogil:
     enum:
+        EAGAIN
+        ECANCELED
         ECONNRESET
 
 cdef enum:
@@ -158,7 +160,8 @@ cdef class Stream(Pending):
         if self.waiting_size:
             self.flush()
         self.relieve()
-        if self.arrived and (self.reading or self.read_result <= 0):
+        # A transport that pauses is told of an end when it resumes, as asyncio's own are; unless that is everybody's.
+        if self.arrived and (self.reading or self.holding or (self.read_result < 0 and self.ring.dead)):
             self.deliver()
         return 0
 
@@ -191,7 +194,7 @@ cdef class Stream(Pending):
         cdef client_submission* submission
         cdef ClientRing ring = self.ring
         cdef long offset
-        if self.read_slot != NO_SLOT or self.arrived or not self.reading or self.closing:
+        if self.read_slot != NO_SLOT or self.arrived or not self.reading or self.closing or self.holding:
             return 0
         if ring.dead:
             self.owner.failed(-ECONNRESET, 0)
@@ -211,28 +214,34 @@ cdef class Stream(Pending):
         submission.offset = self.read_offset
         submission.length = self.read_size
         self.read_slot = submission.slot
+        self.read_user_data = submission.user_data
         ring.publish()
         return self.reader.posted()
 
     cdef int deliver(self) except -1:
         cdef int64_t length = self.read_result
-        cdef bytes data
+        if self.delivering:            # the protocol looks at the ring itself
+            return 0
+        if length <= 0 or self.closing:
+            self.arrived = False
+            self.release_block()
+            if not self.closing and not (self.holding and length == -ECANCELED):
+                self.owner.ended(length, self.read_detail)
+            return 0
+        self.delivering = True
+        try:
+            self.hand_out(<uint64_t> length)
+        except Exception as error:
+            self.owner.raised(error, "buffer_updated" if self.buffered else "data_received")
+        finally:
+            self.delivering = False
+        if self.read_position < <uint64_t> length and not self.closing:
+            return 0                   # paused midway: the rest comes when it resumes
+        self.read_position = 0
         self.arrived = False
         if self.closing:
             self.release_block()
             return 0
-        if length <= 0:
-            self.release_block()
-            self.owner.ended(length, self.read_detail)
-            return 0
-        try:
-            if self.buffered:
-                self.deliver_buffered(length)
-            else:
-                data = PyBytes_FromStringAndSize(<char*> self.ring.arena + self.read_offset, length)
-                self.received(data)
-        except Exception as error:
-            self.owner.raised(error, "buffer_updated" if self.buffered else "data_received")
         if length == self.read_size and self.read_size < READ_SIZE_MAX and 8 * length <= <int64_t> (self.ring.arena_size - self.ring.arena_state.used):
             self.release_block()
             self.read_size *= 2
@@ -241,19 +250,26 @@ cdef class Stream(Pending):
             self.read_size //= 2
         return self.post_read()
 
-    cdef int deliver_buffered(self, uint64_t length) except -1:
-        cdef uint64_t position = 0
+    # Until the protocol pauses or ends it. Each piece is for who is the protocol then.
+    cdef int hand_out(self, uint64_t length) except -1:
         cdef uint64_t size
         cdef Py_buffer view
-        while position < length:
-            PyObject_GetBuffer(self.protocol.get_buffer(length - position), &view, PyBUF_WRITABLE)
-            size = min(<uint64_t> view.len, length - position)
-            memcpy(view.buf, self.ring.arena + self.read_offset + position, size)
+        cdef char* data = <char*> self.ring.arena + self.read_offset
+        while self.read_position < length and (self.reading or self.holding) and not self.closing:
+            size = length - self.read_position
+            if not self.buffered:
+                piece = PyBytes_FromStringAndSize(data + self.read_position, size)
+                self.read_position = length
+                self.received(piece)
+                continue
+            PyObject_GetBuffer(self.protocol.get_buffer(size), &view, PyBUF_WRITABLE)
+            size = min(<uint64_t> view.len, size)
+            memcpy(view.buf, data + self.read_position, size)
             PyBuffer_Release(&view)
             if not size:
                 raise RuntimeError("get_buffer() returned an empty buffer")
+            self.read_position += size
             self.protocol.buffer_updated(size)
-            position += size
         return 0
 
     # --- writing
@@ -268,18 +284,14 @@ cdef class Stream(Pending):
         PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
         try:
             posted = view.len == 0
-            if view.len <= PIECE and not posted and not self.waiting_size:
+            if view.len <= PIECE and not posted and not self.waiting_size and not self.holding:
                 posted = self.post_write(<const char*> view.buf, <uint32_t> view.len)
             if not posted:
                 self.wait_with(PyBytes_FromStringAndSize(<const char*> view.buf, view.len))
         finally:
             PyBuffer_Release(&view)
-        if not self.paused and self.in_flight + self.waiting_size > self.high:
-            self.paused = True
-            try:
-                self.protocol.pause_writing()
-            except Exception as error:
-                self.owner.raised(error, "pause_writing")
+        if self.in_flight + self.waiting_size > self.high:
+            self.strain()
 
     # False: ring or arena are full just now.
     cdef bint post_write(self, const char* data, uint32_t length) except -1:
@@ -318,9 +330,11 @@ cdef class Stream(Pending):
         self.flush()
         return 0
 
-    def flush(self) -> None:
+    def flush(self) -> bool:
         cdef Py_buffer view
         cdef bint posted
+        if self.holding:
+            return False
         while self.waiting_size and not self.lost and self.in_flight < max(self.high, PIECE):
             PyObject_GetBuffer(self.waiting[0], &view, PyBUF_SIMPLE)
             try:
@@ -330,12 +344,23 @@ cdef class Stream(Pending):
             finally:
                 PyBuffer_Release(&view)
             if not posted:
-                return
+                return False
             if not self.lost:
                 self.waiting.popleft()
-        if not self.waiting_size and not self.lost:
-            self.owner.flushed()
-            self.relieve()
+        if self.waiting_size or self.lost:
+            return False
+        self.owner.flushed()
+        self.relieve()
+        return True
+
+    cdef int strain(self) except -1:
+        if not self.paused and not self.lost and self.in_flight + self.waiting_size > self.high:
+            self.paused = True
+            try:
+                self.protocol.pause_writing()
+            except Exception as error:
+                self.owner.raised(error, "pause_writing")
+        return 0
 
     cdef int relieve(self) except -1:
         if self.paused and not self.lost and self.in_flight + self.waiting_size <= self.low:
@@ -361,6 +386,26 @@ cdef class Stream(Pending):
             raise ValueError(f"high ({high}) must be >= low ({low}) must be >= 0")
         self.high = high
         self.low = low
+        self.strain()
+
+    # --- what no operation may be in flight for (START_TLS)
+
+    def hold(self) -> None:
+        cdef client_submission* submission
+        if self.read_slot != NO_SLOT and not self.ring.dead:
+            if not self.ring.free_count:
+                raise BlockingIOError(EAGAIN, "all operations of the ring are in flight: wait for one")
+            submission = self.ring.prepare(Pending(), CLIENT_CANCEL, 0)
+            submission.target_slot = self.read_slot
+            submission.target_user_data = self.read_user_data
+            self.ring.publish()
+            self.reader.posted()
+        self.holding = True
+
+    def resume(self) -> None:
+        self.holding = False
+        self.flush()
+        self.post_read()
 
     # --- the end
 
@@ -374,6 +419,6 @@ cdef class Stream(Pending):
         self.lost = self.closing = True
         self.waiting.clear()
         self.waiting_size = 0
-        if self.arrived:
+        if self.arrived and not self.delivering:
             self.arrived = False
             self.release_block()

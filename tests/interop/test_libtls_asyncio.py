@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from support.certificates import Issued
 from support.daemon import Daemon, serve
+from support.protocols import Recorder
 from support.waiting import DEADLINE_S
 
 from libtls import Lane, aio
@@ -93,36 +94,6 @@ def test_a_page(daemon: Daemon) -> None:
         await writer.wait_closed()
 
     run(daemon, main)
-
-
-class Recorder(asyncio.Protocol):
-    """Remembers what a transport told it."""
-
-    def __init__(self) -> None:
-        self.calls: list[str] = []
-        self.data = bytearray()
-        self.lost: asyncio.Future[Exception | None] = asyncio.get_running_loop().create_future()
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.calls.append("made")
-        self.transport = transport
-
-    def data_received(self, data: bytes) -> None:
-        self.data += data
-
-    def eof_received(self) -> bool:
-        self.calls.append("eof")
-        return False
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self.calls.append("lost")
-        self.lost.set_result(exc)
-
-    def pause_writing(self) -> None:
-        self.calls.append("pause")
-
-    def resume_writing(self) -> None:
-        self.calls.append("resume")
 
 
 def test_protocol_life(daemon: Daemon) -> None:

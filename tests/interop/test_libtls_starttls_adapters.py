@@ -16,6 +16,7 @@ import pytest
 from support.certificates import Issued
 from support.content import pattern
 from support.daemon import Daemon, serve
+from support.protocols import Recorder
 from support.waiting import DEADLINE_S
 
 from libtls import Lane, TlsError, aio
@@ -122,47 +123,20 @@ def test_bytes_that_the_reader_holds_stop_start_tls(daemon: Daemon) -> None:
     run(daemon, main)
 
 
-class Recorder(asyncio.Protocol):
-    def __init__(self) -> None:
-        self.calls: list[str] = []
-        self.data = bytearray()
-        self.arrived = asyncio.Event()
-        self.lost: asyncio.Future[Exception | None] = asyncio.get_running_loop().create_future()
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.calls.append("made")
-
-    def data_received(self, data: bytes) -> None:
-        self.data += data
-        self.arrived.set()
-
-    def eof_received(self) -> bool:
-        self.calls.append("eof")
-        return False
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self.calls.append("lost")
-        self.lost.set_result(exc)
-
-
 def test_a_protocol_sees_one_connection_across_start_tls(daemon: Daemon) -> None:
     async def main(lane: Lane) -> None:
         async with await aio.start_server(starttls_session, tls=False, lane=lane) as server:
             plain, protocol = await aio.create_connection(Recorder, "127.0.0.1", server.port, tls=False, lane=lane)
             assert isinstance(protocol, Recorder)
-            await protocol.arrived.wait()
+            await protocol.until(lambda: protocol.data)
             plain.write(b"STARTTLS\r\n")
-            while not protocol.data.endswith(b"ahead\r\n"):
-                protocol.arrived.clear()
-                await protocol.arrived.wait()
+            await protocol.until(lambda: protocol.data.endswith(b"ahead\r\n"))
             transport = await aio.start_tls(plain, "localhost", cafile=daemon.ca)
             with pytest.raises(TypeError):
                 await aio.start_tls(transport, "localhost")
             protocol.data.clear()
-            protocol.arrived.clear()
             transport.write(b"sealed")
-            await protocol.arrived.wait()
-            assert bytes(protocol.data) == b"sealed"
+            assert await protocol.has(6) == b"sealed"
             transport.close()
             assert await protocol.lost is None
             assert protocol.calls == ["made", "lost"]
