@@ -65,8 +65,9 @@ class Connector:
             task.cancel()
 
     async def _run(self, key: object, host: str, port: int, timeout_s: float, done: Done) -> None:
-        task = asyncio.ensure_future(connect(host, port))
-        self._tasks[key] = task
+        task = self._tasks[key] = asyncio.ensure_future(connect(host, port))
+        if key in self._cancelled:  # before this began: there was no task to cancel
+            task.cancel()
         sock, error = None, None
         try:
             async with asyncio.timeout(timeout_s):

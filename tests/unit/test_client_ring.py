@@ -203,13 +203,21 @@ def test_cancel_of_an_open_that_is_under_way(lane: Lane) -> None:
 
 
 def test_deadlines(lane: Lane) -> None:
-    connection = lane.open()
-    for operation in (
-        lane.ring.post(abi.READ, connection, length=1, timeout_ns=1_000_000),
-        lane.ring.post(abi.OPEN, parameters=NEVER, timeout_ns=2_000_000),
+    connection, full = lane.open(), lane.open()
+    listener = lane.run(abi.LISTEN, parameters={"host": b"127.0.0.1", "port": 8}).result
+    lane.ring.post(abi.READ, connection, length=1)
+    lane.ring.post(abi.WRITE, full, data=bytes(40_000))
+    for opcode, handle, options in (
+        (abi.OPEN, 0, {"parameters": NEVER}),
+        (abi.READ, connection, {"length": 1}),
+        (abi.BARRIER, connection, {}),
+        (abi.ACCEPT, listener, {}),
+        (abi.WRITE, full, {"data": b"x"}),
+        (abi.SHUTDOWN, full, {"argument": abi.SHUTDOWN_WRITE}),
+        (abi.CLOSE, full, {}),
     ):
-        assert lane.ring.wait(operation, DEADLINE_S)
-        assert operation.result == -errno.ETIMEDOUT
+        operation = lane.run(opcode, handle, timeout_ns=1_000_000, **options)
+        assert operation.result == -errno.ETIMEDOUT, operation
 
 
 def test_wait_with_a_timeout_leaves_the_operation_alone(lane: Lane) -> None:
