@@ -6,7 +6,7 @@ Owner of everything here: the Engine object. ``run`` belongs to the engine threa
 
 import os
 
-from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 
@@ -257,16 +257,20 @@ cdef class Engine:
         if load_relaxed_u32(&self.core.asleep):
             write(self.core.command_fd, &one, sizeof(one))
 
-    cdef int push(self, Message* message, const uint8_t* data, uint32_t length) except -1:
+    cdef int push(self, int32_t kind, uint64_t connection, int32_t a=0, int64_t b=0, bytes data=None) except -1:
+        # A command, with a copy of `data`.
+        cdef Message message
+        message.kind, message.connection, message.a, message.b = kind, connection, a, b
         message.data = NULL
-        message.length = length
+        message.length = 0
         message.secret = 0
-        if length:
-            message.data = <uint8_t*>malloc(length)
+        if data:
+            message.length = <uint32_t>len(data)
+            message.data = <uint8_t*>malloc(message.length)
             if message.data == NULL:
                 raise MemoryError
-            memcpy(message.data, data, length)
-        return self.push_owned(message)
+            memcpy(message.data, <const char*>data, message.length)
+        return self.push_owned(&message)
 
     cdef int push_owned(self, Message* message) except -1:
         message.c = 0
@@ -276,49 +280,34 @@ cdef class Engine:
         return 0
 
     def listen(self, int listener, int fd, *, int service=-1, uint32_t site=0, bint limited=False):
-        cdef Message m
-        m.kind, m.connection, m.a, m.b = COMMAND_LISTEN, <uint64_t>listener, fd, LISTEN_LIMITED if limited else LISTEN_TLS
+        cdef int64_t purpose = LISTEN_LIMITED if limited else LISTEN_TLS
         if service >= 0:
-            m.b = <int64_t>service << 32 | site
-        self.push(&m, NULL, 0)
+            purpose = <int64_t>service << 32 | site
+        self.push(COMMAND_LISTEN, <uint64_t>listener, fd, purpose)
 
     def adopt(self, int fd, int64_t cookie, *, bint foreign=False):
-        cdef Message m
-        m.kind, m.connection, m.a, m.b = COMMAND_ADOPT, foreign, fd, cookie
-        self.push(&m, NULL, 0)
+        self.push(COMMAND_ADOPT, foreign, fd, cookie)
 
     def install_plain(self, uint64_t conn, *, int service, uint32_t site):
-        cdef Message m
         if not 0 <= service < SERVICES_MAX or self.core.services[service] == NULL:
             raise ValueError(f"Engine.install_plain: there is no service {service}")
-        m.kind, m.connection, m.a, m.b = COMMAND_PLAIN, conn, 0, <int64_t>service << 32 | site
-        self.push(&m, NULL, 0)
+        self.push(COMMAND_PLAIN, conn, 0, <int64_t>service << 32 | site)
 
     def start_tls(self, uint64_t conn, int64_t cookie, *, bint client_role):
-        cdef Message m
-        m.kind, m.connection, m.a, m.b = COMMAND_START_TLS, conn, client_role, cookie
-        self.push(&m, NULL, 0)
+        self.push(COMMAND_START_TLS, conn, client_role, cookie)
 
     def export(self, uint64_t conn, int64_t cookie):
-        cdef Message m
-        m.kind, m.connection, m.a, m.b = COMMAND_EXPORT, conn, 0, cookie
-        self.push(&m, NULL, 0)
+        self.push(COMMAND_EXPORT, conn, 0, cookie)
 
     def unlisten(self, int listener):
-        cdef Message m
-        m.kind, m.connection, m.a, m.b = COMMAND_UNLISTEN, <uint64_t>listener, 0, 0
-        self.push(&m, NULL, 0)
+        self.push(COMMAND_UNLISTEN, <uint64_t>listener)
 
     def receive(self, uint64_t conn):
-        cdef Message m
-        m.kind, m.connection, m.a, m.b = COMMAND_RECEIVE, conn, 0, 0
-        self.push(&m, NULL, 0)
+        self.push(COMMAND_RECEIVE, conn)
 
     def send(self, uint64_t conn, bytes data not None):
-        cdef Message m
-        m.kind, m.connection, m.a, m.b = COMMAND_SEND, conn, 0, 0
         if data:
-            self.push(&m, data, <uint32_t>len(data))
+            self.push(COMMAND_SEND, conn, 0, 0, data)
 
     def install(self, uint64_t conn, *, int cipher_suite, bytes tx_key not None, bytes tx_iv not None, uint64_t tx_sequence,
                 bytes tx_secret not None, bytes rx_key not None, bytes rx_iv not None, uint64_t rx_sequence, bytes rx_secret not None,
@@ -385,36 +374,24 @@ cdef class Engine:
         self.push_owned(&m)
 
     def send_control(self, uint64_t conn, int content_type, bytes data not None):
-        cdef Message m
         if len(data) > 16384 or not 20 <= content_type <= 22:
             raise ValueError("Engine.send_control: content_type 20..22, at most 16384 bytes")
-        m.kind, m.connection, m.a, m.b = COMMAND_SEND_CONTROL, conn, content_type, 0
-        self.push(&m, data, <uint32_t>len(data))
+        self.push(COMMAND_SEND_CONTROL, conn, content_type, 0, data)
 
     def close(self, uint64_t conn, bytes data=b""):
-        cdef Message m
-        m.kind, m.connection, m.a, m.b = COMMAND_CLOSE, conn, 0, 0
-        self.push(&m, data, <uint32_t>len(data))
+        self.push(COMMAND_CLOSE, conn, 0, 0, data)
 
     def abandon(self, uint64_t conn):
-        cdef Message m
-        m.kind, m.connection, m.a, m.b = COMMAND_CLOSE, conn, 1, 0
-        self.push(&m, NULL, 0)
+        self.push(COMMAND_CLOSE, conn, 1)
 
     def abandon_listener(self, int listener):
-        cdef Message m
-        m.kind, m.connection, m.a, m.b = COMMAND_UNLISTEN, <uint64_t>listener, 1, 0
-        self.push(&m, NULL, 0)
+        self.push(COMMAND_UNLISTEN, <uint64_t>listener, 1)
 
     def drain(self, int64_t deadline_ms):
-        cdef Message m
-        m.kind, m.connection, m.a, m.b = COMMAND_DRAIN, 0, 0, deadline_ms
-        self.push(&m, NULL, 0)
+        self.push(COMMAND_DRAIN, 0, 0, deadline_ms)
 
     def stop(self):
-        cdef Message m
-        m.kind, m.connection, m.a, m.b = COMMAND_STOP, 0, 0, 0
-        self.push(&m, NULL, 0)
+        self.push(COMMAND_STOP, 0)
         self.flush()
 
     def counters(self):
