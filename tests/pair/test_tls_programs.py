@@ -64,9 +64,12 @@ def test_openssl_client_with_a_key_update(ca_file):
     config = server_config(ticket_keys=tls_pair.ticket_keys())
     with our_server(config) as (port, results):
         command = ("s_client", "-connect", f"127.0.0.1:{port}", "-CAfile", str(ca_file), "-verify_return_error")
+        command += ("-servername", "localhost", "-keymatexport", "EXPORTER-kdaemon", "-keymatexportlen", "80")
         # K: a KeyUpdate that requests one. The close_notify behind it proves that we followed.
-        result = run(program("openssl"), *command, "-servername", "localhost", data=b"K\n")
+        result = run(program("openssl"), *command, data=b"K\n")
     assert b"Verify return code: 0 (ok)" in result.stdout
+    exported = results[0][0].export(b"EXPORTER-kdaemon", b"", 80)
+    assert f"Keying material: {exported.hex().upper()}".encode() in result.stdout
     assert results[0][1].key_updates == 1
     assert results[0][1].closed
 
@@ -104,7 +107,8 @@ def test_node_client_resumes_with_the_hybrid(ca_file):
       c.on('session', s => { kept = s; });
       c.on('data', d => { text += d; });
       c.on('end', () => {
-        console.log(JSON.stringify([c.isSessionReused(), c.authorized, text]));
+        const exported = c.exportKeyingMaterial(40, 'EXPORTER-kdaemon', Buffer.from('context')).toString('hex');
+        console.log(JSON.stringify([c.isSessionReused(), c.authorized, text, exported]));
         c.end();
         then && then(kept);
       });
@@ -118,6 +122,8 @@ def test_node_client_resumes_with_the_hybrid(ca_file):
     assert all(line[2].endswith("pong\n") for line in lines)
     assert [established.group for established, _ in results] == [NamedGroup.X25519MLKEM768] * 2
     assert [established.resumed for established, _ in results] == [False, True]
+    exported = [established.export(b"EXPORTER-kdaemon", b"context", 40).hex() for established, _ in results]
+    assert [line[3] for line in lines] == exported
 
 
 def connect(port, session=None, **options):
