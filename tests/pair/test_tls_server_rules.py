@@ -12,6 +12,7 @@ from kdaemon.tls.constants import ExtensionType as Extension
 from kdaemon.tls.extensions import serialize_key_shares, serialize_offered_psks, serialize_supported_groups
 from kdaemon.tls.key_schedule import EarlyStage
 from kdaemon.tls.messages import parse_client_hello, serialize_client_hello
+from kdaemon.tls.signing import CERTIFICATE_SCHEMES, HANDSHAKE_SCHEMES, PeerSchemes
 
 
 def start(message, config=None):
@@ -183,6 +184,16 @@ def test_tolerated(what):
     for position in range(0, len(message), 16000):
         server.receive(plain_record(message[position : position + 16000]))
     assert server.sign_request is not None
+
+
+def test_what_the_client_verifies_decides_on_the_certificate():
+    seen = []
+    config = server_config()
+    config.credentials = lambda name, schemes: seen.append(schemes) or server_identity().credential()
+    for change in (lambda hello: hello, extension(Extension.SIGNATURE_ALGORITHMS_CERT, None)):
+        make_server(config).receive(plain_record(changed_hello(change)))
+    with_extension_of_its_own = PeerSchemes(HANDSHAKE_SCHEMES, CERTIFICATE_SCHEMES)
+    assert seen == [with_extension_of_its_own, PeerSchemes(HANDSHAKE_SCHEMES, HANDSHAKE_SCHEMES)]
 
 
 def test_truncated_everywhere():
