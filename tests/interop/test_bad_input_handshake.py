@@ -203,7 +203,6 @@ def test_slow_hello_does_not_renew_the_deadline(impatient: Daemon) -> None:
     """One byte at a time, each before the deadline: the whole handshake has one deadline, not each byte."""
     hello = client_hello()
     with impatient.connect() as connection:
-        begin = time.monotonic()
         for position in range(len(hello) - 1):
             try:
                 connection.sendall(hello[position : position + 1])
@@ -216,7 +215,6 @@ def test_slow_hello_does_not_renew_the_deadline(impatient: Daemon) -> None:
                 break
         else:
             pytest.fail("the connection outlived every byte")
-        assert time.monotonic() - begin < 5 * HANDSHAKE_DEADLINE_MS / 1000
 
 
 def test_hundreds_of_silent_peers_disturb_nobody(victim: Daemon, still_serves: Callable[[], None]) -> None:
