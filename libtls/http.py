@@ -5,6 +5,7 @@ Each part needs its library, which libtls does not depend on.
 
 from __future__ import annotations
 
+import socket
 import ssl
 from collections.abc import Iterable
 from typing import Any
@@ -16,8 +17,9 @@ import urllib3
 import urllib3.connection
 
 from libtls.connection import Connection
-from libtls.functions import current_lane, tls_connect, tls_start
-from libtls.operation import Lane, Operation
+from libtls.errors import HandshakeError, NameNotResolved
+from libtls.functions import current_lane, tls_connect
+from libtls.operation import Lane
 from libtls.sock import TlsSocket
 
 
@@ -25,7 +27,6 @@ class Stream(httpcore.NetworkStream):
     """A connection of `Backend`, without TLS until `start_tls`."""
 
     def __init__(self, connection: Connection) -> None:
-        self._connection = connection
         self._socket = TlsSocket(connection)
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
@@ -53,9 +54,9 @@ class Stream(httpcore.NetworkStream):
         self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
     ) -> Stream:
         """The context says whom to trust; everything else is the daemon's."""
+        self._socket.settimeout(timeout)
         try:
-            self._socket.stop_reading_ahead()
-            start(self._connection, ssl_context, server_hostname, timeout).wait()
+            self._socket.start_tls(server_hostname or "", **tls_options(ssl_context))
         except OSError as error:
             self.close()
             raise connect_error(error) from error
@@ -86,18 +87,9 @@ class Backend(httpcore.NetworkBackend):
             raise connect_error(error) from error
 
 
-def start(
-    connection: Connection, context: ssl.SSLContext, server_hostname: str | None, timeout: float | None
-) -> Operation[Connection]:
-    """START_TLS as httpcore asks for it."""
-    return tls_start(
-        connection,
-        server_hostname or "",
-        alpn=["http/1.1"],
-        cadata=_anchors(context),
-        insecure=context.verify_mode == ssl.CERT_NONE,
-        timeout=timeout,
-    )
+def tls_options(context: ssl.SSLContext) -> dict[str, Any]:
+    """What `tls_start` is given for HTTP with this context."""
+    return {"alpn": ["http/1.1"], "cadata": _anchors(context), "insecure": context.verify_mode == ssl.CERT_NONE}
 
 
 def connect_error(error: OSError) -> Exception:
@@ -128,36 +120,77 @@ def httpx_transport(
 
 
 class _HTTPSConnection(urllib3.connection.HTTPSConnection):
-    """urllib3's connection with the daemon's socket."""
+    """urllib3's connection with the daemon's socket, and with urllib3's own exceptions."""
 
     lane: Lane | None = None
 
     def connect(self) -> None:
-        self.sock: Any = TlsSocket.open(
-            self.host,
-            self.port or 443,
-            server_name=self.server_hostname,
-            alpn=["http/1.1"],
-            cafile=self.ca_certs,
-            insecure=self.cert_reqs in ("CERT_NONE", ssl.CERT_NONE),
-            timeout=self.timeout if isinstance(self.timeout, float | int) else None,
-            lane=self.lane,
-        )
+        self._refuse_what_cannot_be()
+        timeout = self.timeout if isinstance(self.timeout, float | int) else None
+        try:
+            operation = tls_connect(self.host, self.port or 443, timeout=timeout, lane=self.lane or current_lane())
+            self.sock: Any = TlsSocket(operation.wait())
+            self.sock.settimeout(timeout)
+            if tunnel := getattr(self, "_tunnel_host", None):
+                self._tunnel()
+                self._has_connected_to_proxy = True
+            self.sock.start_tls(self.server_hostname or tunnel or self.host, **self._tls_options())
+            if self.assert_fingerprint:
+                urllib3.util.ssl_.assert_fingerprint(self.sock.getpeercert(binary_form=True), self.assert_fingerprint)
+        except TimeoutError as error:
+            raise urllib3.exceptions.ConnectTimeoutError(self, str(error)) from error
+        except HandshakeError as error:
+            raise urllib3.exceptions.SSLError(error) from error
+        except NameNotResolved as error:
+            raise urllib3.exceptions.NameResolutionError(self.host, self, socket.gaierror(str(error))) from error
+        except OSError as error:
+            raise urllib3.exceptions.NewConnectionError(self, str(error)) from error
         self.is_verified = True
+
+    def _tls_options(self) -> dict[str, Any]:
+        if self.ssl_context is not None and not (self.ca_certs or self.ca_cert_data):
+            return tls_options(self.ssl_context)
+        cadata = self.ca_cert_data.encode() if isinstance(self.ca_cert_data, str) else self.ca_cert_data
+        insecure = self.cert_reqs in ("CERT_NONE", ssl.CERT_NONE)
+        return {"alpn": ["http/1.1"], "cafile": self.ca_certs, "cadata": cadata, "insecure": insecure}
+
+    def _refuse_what_cannot_be(self) -> None:
+        """Rather than to do less than was asked for."""
+        if self.cert_file or self.key_file:
+            raise urllib3.exceptions.SSLError("a client's certificate: its key would have to leave this program")
+        if self.ca_cert_dir and not self.ca_certs:
+            raise urllib3.exceptions.SSLError("a directory of authorities: give the daemon one file")
+        if self.proxy is not None and self.proxy.scheme == "https":
+            raise urllib3.exceptions.SSLError("a proxy that wants TLS for itself: TLS within TLS")
 
     @property
     def is_connected(self) -> bool:
         return self.sock is not None and not self.sock.readable()
 
 
+class _Pool(urllib3.HTTPSConnectionPool):
+    def _put_conn(self, conn: Any) -> None:
+        if conn is not None and conn.sock is not None:
+            conn.sock.readable()  # asks now, so that `is_connected` knows when the connection is wanted again
+        super()._put_conn(conn)
+
+
 class RequestsAdapter(requests.adapters.HTTPAdapter):
-    """For `requests.Session.mount("https://", ...)`: its connections are the daemon's."""
+    """For `requests.Session.mount("https://", ...)`: its connections are the daemon's, through CONNECT proxies too."""
 
     def __init__(self, lane: Lane | None = None, **options: Any) -> None:
-        self._connection_class = type("HTTPSConnection", (_HTTPSConnection,), {"lane": lane})
+        connection = type("HTTPSConnection", (_HTTPSConnection,), {"lane": lane})
+        self._pools = {
+            "http": urllib3.HTTPConnectionPool,
+            "https": type("HTTPSConnectionPool", (_Pool,), {"ConnectionCls": connection}),
+        }
         super().__init__(**options)
 
     def init_poolmanager(self, *arguments: Any, **keywords: Any) -> None:
         super().init_poolmanager(*arguments, **keywords)
-        pool = type("Pool", (urllib3.HTTPSConnectionPool,), {"ConnectionCls": self._connection_class})
-        self.poolmanager.pool_classes_by_scheme = {"http": urllib3.HTTPConnectionPool, "https": pool}
+        self.poolmanager.pool_classes_by_scheme = self._pools
+
+    def proxy_manager_for(self, *arguments: Any, **keywords: Any) -> Any:
+        manager = super().proxy_manager_for(*arguments, **keywords)
+        manager.pool_classes_by_scheme = self._pools
+        return manager

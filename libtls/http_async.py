@@ -13,10 +13,11 @@ import httpx
 
 from libtls import aio
 from libtls.connection import WRITE_PIECE_SIZE, Connection
-from libtls.errors import Cancelled
-from libtls.functions import current_lane, tls_connect
-from libtls.http import connect_error, start
+from libtls.errors import ArenaFull, Cancelled, DaemonGone, RingFull
+from libtls.functions import current_lane, tls_connect, tls_start
+from libtls.http import connect_error, tls_options
 from libtls.operation import Lane, Operation
+from libtls.sock import AHEAD_SIZE
 
 
 class AsyncStream(httpcore.AsyncNetworkStream):
@@ -66,7 +67,8 @@ class AsyncStream(httpcore.AsyncNetworkStream):
                     self._rest = await aio.wait(ahead)
             if self._rest:
                 raise ConnectionError("the peer sent bytes before TLS that nobody has read")
-            await aio.wait(start(self._connection, ssl_context, server_hostname, timeout))
+            options = tls_options(ssl_context)
+            await aio.wait(tls_start(self._connection, server_hostname or "", timeout=timeout, **options))
         except OSError as error:
             await self.aclose()
             raise connect_error(error) from error
@@ -77,8 +79,13 @@ class AsyncStream(httpcore.AsyncNetworkStream):
             return None
         if self._rest:
             return True
-        if self._ahead is None:
-            self._ahead = self._connection.read_operation()
+        try:
+            if self._ahead is None:
+                self._ahead = self._connection.read_operation(AHEAD_SIZE)
+        except DaemonGone:
+            return True
+        except (RingFull, ArenaFull):
+            return False  # nobody knows
         return self._ahead.done
 
 

@@ -2,30 +2,36 @@
 
 from __future__ import annotations
 
+import errno
 import io
+import os
 import socket
 from typing import TYPE_CHECKING, Any
 
 from kdaemon_pyx import client_abi as abi
 from kdaemon_pyx.client_ring import Operation as RingOperation
 
-from libtls.connection import READ_SIZE, Connection
-from libtls.errors import error_of
-from libtls.functions import current_lane, tls_open
+from libtls.connection import Connection, Info
+from libtls.errors import ArenaFull, DaemonGone, RingFull, error_of
+from libtls.functions import current_lane, tls_open, tls_start
 from libtls.operation import Lane
+from libtls.tls_object import TlsObject
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer
 
+AHEAD_SIZE = 2048  # what an idle connection that somebody asked about keeps of the arena
+
 
 class TlsSocket:
-    """Looks like a connected `ssl.SSLSocket`. One thread may read while another one writes.
+    """Looks like a connected `ssl.SSLSocket`; before `start_tls` like a socket.
 
+    One thread may read while another one writes.
     It has no file descriptor: select and poll cannot watch it, `readable` answers instead.
     """
 
-    family = socket.AF_INET
     type = socket.SOCK_STREAM
+    proto = socket.IPPROTO_TCP
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
@@ -34,6 +40,7 @@ class TlsSocket:
         self._rest = memoryview(b"")  # of a READ that brought more than was asked for
         self._files = 0
         self._closed = False
+        self._info: Info | None = None
 
     @classmethod
     def open(
@@ -57,15 +64,58 @@ class TlsSocket:
         """The daemon has set what matters (TCP_NODELAY); there is nothing to set here."""
 
     def fileno(self) -> int:
+        """-1: there is none."""
         return -1
+
+    def start_tls(self, server_name: str = "", **options: Any) -> None:
+        """As `tls_start`. ConnectionError: the peer has sent bytes that nobody has read."""
+        self._stop_reading_ahead()
+        tls_start(self.connection, server_name, timeout=self._timeout, **options).wait()
+        self._info = None
+
+    # What is known
+
+    def _known(self) -> Info:
+        if self._info is None:
+            self._info = self.connection.info()
+        return self._info
+
+    @property
+    def family(self) -> socket.AddressFamily:
+        return socket.AF_INET6 if ":" in self.getsockname()[0] else socket.AF_INET
+
+    def getpeername(self) -> tuple[str, int]:
+        return _of_a_living(self._known().peer_address)
+
+    def getsockname(self) -> tuple[str, int]:
+        return _of_a_living(self._known().local_address)
+
+    def version(self) -> str | None:
+        return TlsObject(self._known()).version()
+
+    def cipher(self) -> tuple[str, str, int] | None:
+        return TlsObject(self._known()).cipher()
+
+    def compression(self) -> str | None:
+        return None
+
+    def selected_alpn_protocol(self) -> str | None:
+        return TlsObject(self._known()).selected_alpn_protocol()
+
+    def getpeercert(self, binary_form: bool = False) -> Any:
+        """The peer's certificate as DER, or as the dictionary that `ssl` makes of it; None: it presented none."""
+        return TlsObject(self._known()).getpeercert(binary_form)
+
+    # Reading
 
     def recv(self, size: int, flags: int = 0) -> bytes:
         """1..size bytes; empty after close_notify."""
         buffer = bytearray(size)
-        return bytes(memoryview(buffer)[: self.recv_into(buffer)])
+        return bytes(memoryview(buffer)[: self.recv_into(buffer, flags=flags)])
 
     def recv_into(self, buffer: WriteableBuffer, nbytes: int = 0, flags: int = 0) -> int:
         """Like `recv`, into a buffer; the number of bytes."""
+        _refuse(flags)
         with memoryview(buffer).cast("B") as whole:
             target = whole[:nbytes] if nbytes else whole
             if not target:
@@ -90,16 +140,23 @@ class TlsSocket:
         return raw.bytes()
 
     def readable(self) -> bool:
-        """Whether a read would return at once: data, the end, or an error is there."""
+        """Whether a read would return at once: data, the end, or an error is there. Never blocks.
+
+        The first time after a read it can only ask the daemon; what it says then is about what had come before.
+        """
         if self._rest or self._closed:
             return True
         if self._ahead is None:
-            self._ahead = self.connection.lane.post(abi.READ, self.connection.handle, length=READ_SIZE)
+            try:
+                self._ahead = self.connection.lane.post(abi.READ, self.connection.handle, length=AHEAD_SIZE)
+            except DaemonGone:
+                return True
+            except (RingFull, ArenaFull):
+                return False
         self.connection.lane.ring.reap()
         return self._ahead.done
 
-    def stop_reading_ahead(self) -> None:
-        """Before START_TLS: takes back what `readable` posted. ConnectionError: bytes are there that nobody read."""
+    def _stop_reading_ahead(self) -> None:
         if (raw := self._ahead) is not None:
             self.connection.lane.ring.wait(self.connection.lane.cancel(raw))
             self.connection.lane.ring.wait(raw)
@@ -109,16 +166,23 @@ class TlsSocket:
         if self._rest:
             raise ConnectionError("the peer sent bytes before TLS that nobody has read")
 
+    # Writing
+
     def send(self, data: ReadableBuffer, flags: int = 0) -> int:
         """Sends all of it."""
+        _refuse(flags)
         return self.connection.write(data, timeout=self._timeout)
 
     def sendall(self, data: ReadableBuffer, flags: int = 0) -> None:
         """Sends all of it."""
-        self.connection.write(data, timeout=self._timeout)
+        self.send(data, flags)
 
     def makefile(self, mode: str = "r", buffering: int | None = None, **options: Any) -> io.IOBase:
         """Like `socket.makefile`."""
+        if not set(mode) <= {"r", "w", "b"}:
+            raise ValueError(f"invalid mode {mode!r} (only r, w, b allowed)")
+        if buffering == 0 and "b" not in mode:
+            raise ValueError("unbuffered streams must be binary")
         self._files += 1
         raw = _SocketFile(self)
         size = io.DEFAULT_BUFFER_SIZE if buffering is None or buffering < 0 else buffering
@@ -152,6 +216,17 @@ class TlsSocket:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _refuse(flags: int) -> None:
+    if flags:
+        raise ValueError("non-zero flags are not allowed: what they ask of is in the daemon")
+
+
+def _of_a_living(address: tuple[str, int] | None) -> tuple[str, int]:
+    if address is None:
+        raise OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN))
+    return address
 
 
 class _SocketFile(io.RawIOBase):

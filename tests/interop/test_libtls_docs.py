@@ -140,6 +140,15 @@ def test_export(daemon: Daemon) -> None:
     assert b"<title>kdaemon</title>" in printed
 
 
+def test_http_client(daemon: Daemon) -> None:
+    trust = f"cafile={str(daemon.ca)!r}, "
+    source = example(
+        "http.client",
+        **{'TlsSocket.open("example.org", 443, ': f'TlsSocket.open("localhost", {daemon.port}, {trust}'},
+    )
+    assert b"<title>kdaemon</title>" in output(daemon, source)
+
+
 def test_httpx_async_client(daemon: Daemon) -> None:
     trust = f"verify=__import__('ssl').create_default_context(cafile={str(daemon.ca)!r})"
     source = example(

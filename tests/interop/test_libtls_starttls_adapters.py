@@ -13,6 +13,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+import requests
 from support.certificates import Issued
 from support.content import pattern
 from support.daemon import Daemon, serve
@@ -20,15 +21,18 @@ from support.protocols import Recorder
 from support.waiting import DEADLINE_S
 
 from libtls import Lane, TlsError, aio
-from libtls.http import httpx_transport
+from libtls.http import RequestsAdapter, httpx_transport
 from libtls.http_async import httpx_async_transport
 
 
-@pytest.fixture(scope="module")
-def daemon(issued: Issued, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+@pytest.fixture(scope="module", params=["off", pytest.param("require", marks=pytest.mark.guest)])
+def daemon(
+    request: pytest.FixtureRequest, issued: Issued, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Daemon]:
     directory: Path = tmp_path_factory.mktemp("site")
     (directory / "large.bin").write_bytes(pattern(1 << 20))
-    with serve(directory, "--workers", "1", issued=issued, ends_by_itself=True) as daemon:
+    arguments = ("--workers", "1", "--ktls", request.param)
+    with serve(directory, *arguments, issued=issued, ends_by_itself=True) as daemon:
         yield daemon
         daemon.stop()
 
@@ -263,6 +267,24 @@ def test_httpx_through_a_proxy(daemon: Daemon, proxy: Proxy) -> None:
         for _ in range(3):
             assert client.get(url).content == pattern(1 << 20)
     assert proxy.asked == [b"CONNECT localhost:%d HTTP/1.1" % daemon.port]
+
+
+def test_requests_through_a_proxy(daemon: Daemon, proxy: Proxy) -> None:
+    with lane_of(daemon) as lane, requests.Session() as session:
+        session.mount("https://", RequestsAdapter(lane))
+        session.trust_env = False  # REQUESTS_CA_BUNDLE would win over what is set here
+        session.verify = str(daemon.ca)
+        session.proxies = {"https": proxy.url}
+        url = f"https://localhost:{daemon.port}/large.bin"
+        for _ in range(3):
+            assert session.get(url, timeout=DEADLINE_S).content == pattern(1 << 20)
+        with pytest.raises(requests.exceptions.ProxyError, match="TLS within TLS"):
+            session.get(url, timeout=DEADLINE_S, proxies={"https": proxy.url.replace("http:", "https:")})
+        session.verify = True
+        session.close()
+        with pytest.raises(requests.exceptions.SSLError, match="trusted authority"):
+            session.get(url, timeout=DEADLINE_S)
+    assert [line.rpartition(b" ")[0] for line in proxy.asked] == [b"CONNECT localhost:%d" % daemon.port] * 2
 
 
 def test_httpx_without_tls(daemon: Daemon) -> None:
