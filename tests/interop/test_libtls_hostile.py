@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import pwd
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -22,7 +24,7 @@ from support.waiting import DEADLINE_S, eventually, read_line
 
 from libtls import Lane, errors
 from libtls.attach import attach
-from libtls.functions import tls_listen, tls_open
+from libtls.functions import tls_connect, tls_listen, tls_open
 
 NOBODY = 65534
 
@@ -49,7 +51,7 @@ def workers(daemon: Daemon) -> list[dict[str, object]]:
 VICTIM = """
 import os, sys
 from libtls import Lane
-from libtls.functions import tls_listen, tls_open
+from libtls.functions import tls_connect, tls_listen, tls_open
 lane = Lane.attach(sys.argv[1], operations=64, arena_size=1 << 20)
 listener = tls_listen(certificate="localhost", lane=lane).wait(30)
 accept = listener.accept_operation()
@@ -115,31 +117,91 @@ def test_a_stopped_client_does_not_hold_up_others(daemon: Daemon) -> None:
     eventually(lambda: not status(daemon)["clients"], "all are gone")
 
 
-def test_limit_of_connections(issued: Issued, tmp_path: Path) -> None:
-    """More than it may have: an error of its own, the daemon serves on."""
-    configuration = tmp_path / "kdaemon.toml"
+@pytest.fixture(scope="module")
+def stingy(issued: Issued, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    """A daemon that allows its programs little."""
+    folder: Path = tmp_path_factory.mktemp("site")
+    configuration = folder / "kdaemon.toml"
     configuration.write_text(
         "[clients]\nconnections_max = 5\narena_mib_max = 1\noperations_max = 16\nclients_max = 2\n"
     )
-    with serve(
-        tmp_path, "--workers", "1", "--config", str(configuration), issued=issued, ends_by_itself=True
-    ) as daemon:
-        lane = Lane.attach(socket_of(daemon), operations=100_000, arena_size=1 << 40)
-        assert lane.ring.slot_count == 16
-        assert lane.ring.arena_size == 1 << 20
-        connections = [
-            tls_open("localhost", daemon.port, cafile=daemon.ca, lane=lane).wait(DEADLINE_S) for _ in range(5)
-        ]
-        with pytest.raises(OSError, match="limit of connections"):
-            tls_open("localhost", daemon.port, cafile=daemon.ca, lane=lane).wait(DEADLINE_S)
-        connections[0].close()
-        tls_open("localhost", daemon.port, cafile=daemon.ca, lane=lane).wait(DEADLINE_S)
-        second = Lane.attach(socket_of(daemon))
-        with pytest.raises(errors.DaemonError, match="refused"):
-            Lane.attach(socket_of(daemon))
-        second.close()
-        lane.close()
+    arguments = ("--workers", "1", "--config", str(configuration))
+    with serve(folder, *arguments, issued=issued, ends_by_itself=True) as daemon:
+        yield daemon
         daemon.stop()
+
+
+@pytest.fixture
+def limited(stingy: Daemon) -> Iterator[Daemon]:
+    yield stingy
+    eventually(lambda: not status(stingy)["clients"], "all are gone")
+
+
+def test_limits_of_operations_and_arena(limited: Daemon) -> None:
+    """What is asked for is cut to them."""
+    with contextlib.closing(Lane.attach(socket_of(limited), operations=100_000, arena_size=1 << 40)) as lane:
+        assert (lane.ring.slot_count, lane.ring.arena_size) == (16, 1 << 20)
+        connection = tls_open("localhost", limited.port, cafile=limited.ca, lane=lane).wait(DEADLINE_S)
+        held = [connection.read_operation(65536) for _ in range(15)]
+        with pytest.raises(errors.ArenaFull):
+            connection.write_operation(bytes(65537))
+        held.append(connection.read_operation(65536))
+        with pytest.raises(errors.RingFull):
+            lane.post(abi.NOP)
+        eventually(lambda: status(limited)["clients"][0]["in_flight"] == 16, "all of them are under way")  # type: ignore[index]
+
+
+def test_limit_of_clients(limited: Daemon) -> None:
+    with contextlib.closing(Lane.attach(socket_of(limited))), contextlib.closing(Lane.attach(socket_of(limited))):
+        with pytest.raises(errors.DaemonError, match="refused") as failure:
+            Lane.attach(socket_of(limited))
+        assert failure.value.errno == errno.EUSERS
+    eventually(lambda: not status(limited)["clients"], "both are gone")
+    Lane.attach(socket_of(limited)).close()
+
+
+def test_limit_of_connections(limited: Daemon) -> None:
+    """More than it may have: an error of its own; the daemon serves on, and a place that is given back can be had."""
+    with contextlib.closing(Lane.attach(socket_of(limited))) as lane:
+        connections = [
+            tls_open("localhost", limited.port, cafile=limited.ca, lane=lane).wait(DEADLINE_S) for _ in range(5)
+        ]
+        for more in (
+            lambda: tls_open("localhost", limited.port, cafile=limited.ca, lane=lane),
+            lambda: tls_connect("localhost", limited.port, lane=lane),
+            lambda: tls_listen(lane=lane),
+        ):
+            with pytest.raises(OSError, match="limit of connections") as failure:
+                more().wait(DEADLINE_S)
+            assert failure.value.errno == errno.EMFILE
+        connections[0].close()
+        tls_open("localhost", limited.port, cafile=limited.ca, lane=lane).wait(DEADLINE_S)
+
+
+def test_limit_of_accepted_connections(limited: Daemon) -> None:
+    """Whom there is no place for is turned away; who comes when there is one again is taken."""
+    context = ssl.create_default_context(cafile=str(limited.ca))
+    with contextlib.ExitStack() as stack:
+        lane = stack.enter_context(contextlib.closing(Lane.attach(socket_of(limited))))
+        listener = tls_listen(certificate="localhost", lane=lane).wait(DEADLINE_S)
+
+        def come() -> ssl.SSLSocket:
+            plain = socket.create_connection(("127.0.0.1", listener.port), DEADLINE_S)
+            return stack.enter_context(context.wrap_socket(plain, server_hostname="localhost"))
+
+        accepted = []
+        for _ in range(4):  # the listener has a place, too
+            come()
+            accepted.append(listener.accept(timeout=DEADLINE_S))
+        waiting = listener.accept_operation()
+        for _ in range(3):
+            with contextlib.suppress(ConnectionResetError):
+                assert come().recv(1) == b""
+        assert not waiting.done
+        accepted[0].close()
+        peer = come()
+        waiting.wait(DEADLINE_S).write(b"welcome")
+        assert peer.recv(100) == b"welcome"
 
 
 @pytest.mark.parametrize(
