@@ -187,6 +187,19 @@ def test_asyncio(daemon: Daemon) -> None:
             assert [type(result) for result in results[:2]] == [errors.ConnectionReset] * 2
             assert isinstance(results[2], errors.ConnectionReset)
             assert results[3] is None
+            # The same loop goes on with the worker's successor.
+            (await asyncio.to_thread(attach_again, path_of(daemon))).close()
+            libtls.tls_init(path_of(daemon))
+            try:
+                listener = await aio.wait(libtls.tls_listen(certificate="localhost"))
+                accept = listener.accept_operation()
+                reader, writer = await aio.open_connection("localhost", listener.port, cafile=daemon.ca)
+                writer.write(b"again")
+                await aio.wait(accept)
+                assert await aio.wait(accept.value.read_operation()) == b"again"
+                writer.close()
+            finally:
+                libtls.tls_destroy()
 
     asyncio.run(main())
 
