@@ -31,6 +31,9 @@ cdef int connection_send_file(Connection* c, File* file, uint64_t offset, uint64
 # Pull style, for services whose memory is the destination or the source (client rings). Kernel layer: the socket reads and writes it, no copy is
 # made here; user layer: plaintext is copied there after its tag is verified, and copied away before it is sealed.
 #
+# How far the file range that was queued last has been taken up: an offset into the file, on_closed included.
+cdef uint64_t connection_file_position(Connection* c) noexcept nogil
+
 # Queue `length` bytes of the service's memory, like a file range: it stays valid until on_sent or on_closed. 0, or -EBUSY.
 cdef int connection_send_memory(Connection* c, const uint8_t* data, uint64_t length) noexcept nogil
 # The service wants that memory back: how many bytes of it leave all the same (the memory is the service's again at once), or -EINPROGRESS: the kernel

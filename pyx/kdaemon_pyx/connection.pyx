@@ -37,6 +37,10 @@ cdef int connection_send_file(Connection* c, File* file, uint64_t offset, uint64
     return file_range_queue(c, file, offset, length)
 
 
+cdef uint64_t connection_file_position(Connection* c) noexcept nogil:
+    return c.file_offset
+
+
 cdef int connection_send_memory(Connection* c, const uint8_t* data, uint64_t length) noexcept nogil:
     return file_range_queue_memory(c, data, length)
 

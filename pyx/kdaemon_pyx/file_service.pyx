@@ -5,8 +5,8 @@ from libc.stdint cimport int64_t, uint8_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from kdaemon_pyx.connection cimport (
-    connection_close, connection_commit, connection_count_request, connection_deadlines, connection_finish,
-    connection_now_ns, connection_reserve, connection_room, connection_send_file, connection_set_deadline,
+    connection_close, connection_commit, connection_count_request, connection_deadlines, connection_file_position,
+    connection_finish, connection_now_ns, connection_reserve, connection_room, connection_send_file, connection_set_deadline,
 )
 from kdaemon_pyx.core cimport RECORD_LAYER_KERNEL, Connection
 from kdaemon_pyx.files cimport file_table_sweep
@@ -123,6 +123,7 @@ cdef class FileService(FileContext):
         self.context.transport.commit = connection_commit
         self.context.transport.room = connection_room
         self.context.transport.send_file = connection_send_file
+        self.context.transport.file_position = connection_file_position
         self.context.transport.finish = connection_finish
         self.context.transport.close = connection_close
         self.context.transport.set_deadline = connection_set_deadline

@@ -1,4 +1,4 @@
-# From a request to the queued head of its response, and the rest of a response's body as room comes.
+# From a request to the queued head of its response.
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
@@ -11,5 +11,3 @@ cdef bint answer_request(HttpSession* session, const uint8_t* data, uint32_t len
 cdef bint answer_waiting(HttpSession* session, int status) noexcept nogil
 # Answers with `status` and closes behind it: `data` does not begin with a request that could be understood. False: no room now.
 cdef bint refuse_unread(HttpSession* session, int status, const uint8_t* data, uint64_t length) noexcept nogil
-# Queues as much of the response's body as there is room for; session.responding is False when that was all.
-cdef void continue_response(HttpSession* session) noexcept nogil

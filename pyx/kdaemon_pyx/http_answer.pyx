@@ -4,17 +4,15 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 
-from kdaemon_pyx.core cimport CLOSE_RESOURCES
 from kdaemon_pyx.files cimport ENCODING_IDENTITY, Entry, file_table_distrust, file_table_lookup
 from kdaemon_pyx.http_address cimport address_may_ask
 from kdaemon_pyx.http_body cimport BODY_NONE, BodyDiscard, begin_body
-from kdaemon_pyx.http_conditional cimport ByteRange, evaluate_preconditions, select_ranges
+from kdaemon_pyx.http_conditional cimport evaluate_preconditions, select_ranges
 from kdaemon_pyx.http_encoding cimport select_encoding
 from kdaemon_pyx.http_head cimport (
-    END_BOUNDARY_BYTES, HEAD_EXTRA_BYTES_MAX, PART_HEAD_BYTES_MAX, multipart_length, put_end_boundary, put_not_modified_head,
-    put_part_head, put_ranges_head, put_whole_head,
+    HEAD_EXTRA_BYTES_MAX, multipart_length, open_writer, put_not_modified_head, put_ranges_head, put_whole_head,
 )
-from kdaemon_pyx.http_log cimport log_response
+from kdaemon_pyx.http_log cimport log_line_format, log_line_write
 from kdaemon_pyx.http_request cimport METHOD_HEAD, METHOD_OPTIONS, METHOD_OTHER, HttpRequest, Slice, parse_request_head
 from kdaemon_pyx.http_response cimport (
     GENERATED_BYTES_MAX, Writer, put, put_decimal, put_encoded_path, put_end_of_head, put_error_body, put_error_head,
@@ -24,31 +22,26 @@ from kdaemon_pyx.http_session cimport HttpContext, HttpSession
 from kdaemon_pyx.http_site cimport (
     LINES_MAX, RedirectRuleC, SiteC, error_page, find_redirect, matching_lines, site_of_host,
 )
+from kdaemon_pyx.http_transfer cimport begin_transfer
 from kdaemon_pyx.listing cimport preferred_format
 from kdaemon_pyx.representation cimport (
-    Representation, representation_is_current, representation_load, representation_map, representation_release,
-    representation_retain, representation_validators,
+    Representation, representation_is_current, representation_load, representation_validators,
 )
 
 
-cdef bint open_writer(HttpSession* session, Writer* writer, uint32_t room) noexcept nogil:
-    # 64 bytes more than asked: the Connection field and a 100 Continue.
-    writer.position = session.context.transport.reserve(session.connection, room + 64)
-    writer.end = writer.position + room + 64
-    writer.overflow = False
-    return writer.position != NULL
-
-
 cdef void commit_writer(
-    HttpSession* session, Writer* writer, uint8_t* start, int status, uint64_t body_bytes
+    HttpSession* session, Writer* writer, uint8_t* start, int status, uint64_t body_bytes, bint transfer_follows=False
 ) noexcept nogil:
-    # Every response passes here once, with its head.
+    # Every response passes here once, with its head. Of a transfer the end decides what the log tells.
     cdef HttpContext* context = session.context
     context.transport.commit(session.connection, <uint32_t>(writer.position - start))
     context.responses[status // 100] += 1
     context.transport.count_request(session.connection)
     if context.log != NULL:
-        log_response(context.log, &context.date, &session.peer, &context.request, status, body_bytes)
+        log_line_format(
+            context.log, &context.log_line, &context.date, &session.peer, &context.request, status, body_bytes)
+        if not transfer_follows:
+            log_line_write(context.log, &context.log_line)
 
 
 cdef void put_lines(HttpSession* session, Writer* writer) noexcept nogil:
@@ -107,6 +100,7 @@ cdef bint answer_page(HttpSession* session, Representation* representation, int 
     cdef Writer writer
     cdef uint8_t* start
     cdef uint64_t size = representation.file.size
+    cdef bint transfer_follows = not session.head_only and size != 0
     if not open_writer(
         session, &writer, GENERATED_BYTES_MAX + context.sites[session.site].header_bytes + representation.type_length
     ):
@@ -119,9 +113,9 @@ cdef bint answer_page(HttpSession* session, Representation* representation, int 
     put_decimal(&writer, size)
     put(&writer, b"\r\n", 2)
     put_status_fields(session, &writer, status)
-    commit_writer(session, &writer, start, status, 0 if session.head_only else size)
-    if not session.head_only and size != 0:
-        begin_response(session, representation, 0)
+    commit_writer(session, &writer, start, status, 0 if session.head_only else size, transfer_follows)
+    if transfer_follows:
+        begin_transfer(session, representation, 0)
     return True
 
 
@@ -252,108 +246,12 @@ cdef bint answer_representation(HttpSession* session, Representation* representa
         put_not_modified_head(session, &writer, representation)
     else:
         put_whole_head(session, &writer, representation)
-    commit_writer(session, &writer, start, status, 0 if status == 304 or session.head_only else body_bytes)
-    if status != 304 and not session.head_only and representation.file.size != 0:
-        begin_response(session, representation, <uint32_t>range_count)
+    if status == 304 or session.head_only:
+        body_bytes = 0
+    commit_writer(session, &writer, start, status, body_bytes, body_bytes != 0)
+    if body_bytes != 0:
+        begin_transfer(session, representation, <uint32_t>range_count)
     return True
-
-
-cdef void begin_response(HttpSession* session, Representation* representation, uint32_t range_count) noexcept nogil:
-    cdef HttpContext* context = session.context
-    session.multipart = range_count > 1
-    session.range_count = range_count if range_count > 0 else 1
-    session.range_index = 0
-    session.range_done = 0
-    session.part_started = False
-    if range_count == 0:
-        session.range.first = 0
-        session.range.length = representation.file.size
-    elif range_count == 1:
-        session.range = context.ranges[0]
-    else:
-        session.boundary = context.boundary
-        session.ranges = <ByteRange*>malloc(range_count * sizeof(ByteRange))
-        if session.ranges == NULL:
-            context.transport.close(session.connection, CLOSE_RESOURCES)
-            session.finishing = True
-            return
-        memcpy(session.ranges, context.ranges, range_count * sizeof(ByteRange))
-    representation_retain(representation)
-    session.representation = representation
-    session.responding = True
-    continue_response(session)
-
-
-cdef void end_response(HttpSession* session) noexcept nogil:
-    session.responding = False
-    representation_release(session.representation)
-    session.representation = NULL
-    free(session.ranges)
-    session.ranges = NULL
-
-
-cdef bint continue_range(HttpSession* session, const ByteRange* part) noexcept nogil:
-    # True: the range is completely queued and more may follow at once.
-    cdef HttpContext* context = session.context
-    cdef Representation* representation = session.representation
-    cdef uint64_t left = part.length - session.range_done
-    cdef uint32_t room
-    cdef uint8_t* start
-    cdef int error
-    if left == 0:
-        return True
-    if representation.content != NULL:
-        room = context.transport.room(session.connection)
-        if room > left:
-            room = <uint32_t>left
-        if room == 0:
-            return False
-        start = context.transport.reserve(session.connection, room)
-        if start == NULL:
-            return False
-        memcpy(start, representation.content + part.first + session.range_done, room)
-        context.transport.commit(session.connection, room)
-        session.range_done += room
-        return session.range_done == part.length
-    if session.kernel_layer:
-        representation_map(representation)
-    representation.read_before = True
-    error = context.transport.send_file(session.connection, &representation.file, part.first, part.length)
-    if error < 0:
-        context.transport.close(session.connection, CLOSE_RESOURCES)
-        session.finishing = True
-        return False
-    session.range_done = part.length                       # nothing more may be queued until on_sent
-    return False
-
-
-cdef void continue_response(HttpSession* session) noexcept nogil:
-    cdef const ByteRange* part
-    cdef Writer writer
-    cdef uint8_t* start
-    while session.range_index < session.range_count and not session.finishing:
-        part = &session.ranges[session.range_index] if session.multipart else &session.range
-        if session.multipart and not session.part_started:
-            if not open_writer(session, &writer, PART_HEAD_BYTES_MAX + session.representation.type_length):
-                return
-            start = writer.position
-            put_part_head(session, &writer, part)
-            session.context.transport.commit(session.connection, <uint32_t>(writer.position - start))
-            session.part_started = True
-        if not continue_range(session, part):
-            return
-        session.range_index += 1
-        session.range_done = 0
-        session.part_started = False
-    if session.finishing:
-        return
-    if session.multipart:
-        if not open_writer(session, &writer, END_BOUNDARY_BYTES):
-            return
-        start = writer.position
-        put_end_boundary(&writer, session.boundary)
-        session.context.transport.commit(session.connection, <uint32_t>(writer.position - start))
-    end_response(session)
 
 
 cdef Representation* current_representation(HttpSession* session, Entry* entry, int encoding) noexcept nogil:

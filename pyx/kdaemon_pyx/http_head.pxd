@@ -14,6 +14,8 @@ cdef enum:
     PART_HEAD_BYTES_MAX = 192      # of a part of multipart/byteranges, beside the representation's type_length
     END_BOUNDARY_BYTES = 2 + 2 + 16 + 2 + 2
 
+# `room` bytes of the connection's output, and what every head may have besides. False: there is no room now.
+cdef bint open_writer(HttpSession* session, Writer* writer, uint32_t room) noexcept nogil
 cdef void put_whole_head(
     HttpSession* session, Writer* writer, const Representation* representation) noexcept nogil
 cdef void put_not_modified_head(HttpSession* session, Writer* writer, const Representation* representation) noexcept nogil

@@ -11,6 +11,14 @@ from kdaemon_pyx.http_session cimport HttpSession
 from kdaemon_pyx.representation cimport Representation
 
 
+cdef bint open_writer(HttpSession* session, Writer* writer, uint32_t room) noexcept nogil:
+    # 64 bytes more than asked: the Connection field and a 100 Continue.
+    writer.position = session.context.transport.reserve(session.connection, room + 64)
+    writer.end = writer.position + room + 64
+    writer.overflow = False
+    return writer.position != NULL
+
+
 cdef void put_common(HttpSession* session, Writer* writer, const Representation* representation) noexcept nogil:
     cdef uint8_t* start = writer.position
     put(writer, representation.head + representation.common_start,

@@ -29,11 +29,6 @@ cdef extern from "<sys/uio.h>" nogil:
 cdef extern from "<sys/eventfd.h>" nogil:
     int eventfd_write(int fd, uint64_t value)
 
-cdef enum:
-    REQUEST_BYTES_MAX = 2048       # of each field, before escaping: the rest is cut off
-    FIELD_BYTES_MAX = 768
-    LINE_BYTES_MAX = 6 * (REQUEST_BYTES_MAX + 3 * FIELD_BYTES_MAX) + 512
-
 cdef const char* DIGITS = b"0123456789ABCDEF"
 
 
@@ -92,11 +87,13 @@ cdef void put_peer(Writer* writer, const PeerAddress* peer) noexcept nogil:
         put_text(writer, text)
 
 
-cdef void put_combined(
-    Writer* writer, const DateCache* date, const PeerAddress* peer, const HttpRequest* request, int status, uint64_t body_bytes
+cdef uint32_t put_combined(
+    Writer* writer, const DateCache* date, const PeerAddress* peer, const HttpRequest* request, int status
 ) noexcept nogil:
-    # 127.0.0.1 - - [06/Nov/1994:08:49:37 +0000] "GET / HTTP/1.1" 200 5 "-" "curl/8"
+    # 127.0.0.1 - - [06/Nov/1994:08:49:37 +0000] "GET / HTTP/1.1" 200 5 "-" "curl/8". Where the 5 goes.
     cdef uint8_t[20] time
+    cdef const uint8_t* start = writer.position
+    cdef uint32_t bytes_at
     memcpy(time, date.text + 5, 20)                        # 06 Nov 1994 08:49:37
     time[2] = time[6] = c'/'
     time[11] = c':'
@@ -108,17 +105,20 @@ cdef void put_combined(
     put_text(writer, b'" ')
     put_decimal(writer, <uint64_t>status)
     put(writer, b" ", 1)
-    put_decimal(writer, body_bytes)
+    bytes_at = <uint32_t>(writer.position - start)
     put_text(writer, b' "')
     put_escaped(writer, request.referer, FIELD_BYTES_MAX)
     put_text(writer, b'" "')
     put_escaped(writer, request.user_agent, FIELD_BYTES_MAX)
     put_text(writer, b'"\n')
+    return bytes_at
 
 
-cdef void put_json(
-    Writer* writer, const DateCache* date, const PeerAddress* peer, const HttpRequest* request, int status, uint64_t body_bytes
+cdef uint32_t put_json(
+    Writer* writer, const DateCache* date, const PeerAddress* peer, const HttpRequest* request, int status
 ) noexcept nogil:
+    cdef const uint8_t* start = writer.position
+    cdef uint32_t bytes_at
     put_text(writer, b'{"time":')
     put_decimal(writer, <uint64_t>date.now_s)
     put_text(writer, b',"client":"')
@@ -130,41 +130,66 @@ cdef void put_json(
     put_text(writer, b'","status":')
     put_decimal(writer, <uint64_t>status)
     put_text(writer, b',"bytes":')
-    put_decimal(writer, body_bytes)
+    bytes_at = <uint32_t>(writer.position - start)
     put_text(writer, b',"referer":"')
     put_json_text(writer, request.referer, FIELD_BYTES_MAX)
     put_text(writer, b'","user_agent":"')
     put_json_text(writer, request.user_agent, FIELD_BYTES_MAX)
     put_text(writer, b'"}\n')
+    return bytes_at
 
 
-cdef void log_response(
-    LogRing* ring, const DateCache* date, const PeerAddress* peer, const HttpRequest* request, int status, uint64_t body_bytes
+cdef void log_line_format(
+    const LogRing* ring, LogLine* line, const DateCache* date, const PeerAddress* peer, const HttpRequest* request,
+    int status, uint64_t body_bytes
 ) noexcept nogil:
-    cdef uint8_t[LINE_BYTES_MAX] line
     cdef Writer writer
-    cdef uint32_t length
-    cdef uint32_t position = ring.head & (ring.size - 1)
-    cdef uint32_t first
-    cdef uint32_t used
-    writer.position = line
-    writer.end = line + sizeof(line)
+    writer.position = line.text
+    writer.end = line.text + LINE_BYTES_MAX
     writer.overflow = False
+    line.body_bytes = body_bytes
     if ring.json:
-        put_json(&writer, date, peer, request, status, body_bytes)
+        line.bytes_at = put_json(&writer, date, peer, request, status)
     else:
-        put_combined(&writer, date, peer, request, status, body_bytes)
-    length = <uint32_t>(writer.position - line)
+        line.bytes_at = put_combined(&writer, date, peer, request, status)
+    line.length = <uint32_t>(writer.position - line.text)
+
+
+cdef LogLine* log_line_keep(const LogLine* line) noexcept nogil:
+    cdef uint64_t size = sizeof(LogLine) - LINE_BYTES_MAX + line.length
+    cdef LogLine* kept = <LogLine*>malloc(size)
+    if kept != NULL:
+        memcpy(kept, line, size)
+    return kept
+
+
+cdef inline void copy_in(LogRing* ring, uint32_t at, const uint8_t* data, uint32_t length) noexcept nogil:
+    cdef uint32_t position = at & (ring.size - 1)
+    cdef uint32_t first = ring.size - position
+    if first > length:
+        first = length
+    memcpy(ring.data + position, data, first)
+    memcpy(ring.data, data + first, length - first)
+
+
+cdef void log_line_write(LogRing* ring, const LogLine* line) noexcept nogil:
+    cdef uint8_t[20] digits
+    cdef Writer writer
+    cdef uint32_t length, digit_count
     # Pairs with the release in drain(): what the consumer has written out may be overwritten.
-    used = ring.head - load_acquire_u32(&ring.tail)
+    cdef uint32_t used = ring.head - load_acquire_u32(&ring.tail)
+    writer.position = digits
+    writer.end = digits + sizeof(digits)
+    writer.overflow = False
+    put_decimal(&writer, line.body_bytes)
+    digit_count = <uint32_t>(writer.position - digits)
+    length = line.length + digit_count
     if length > ring.size - used:
         ring.dropped += 1
         return
-    first = ring.size - position
-    if first > length:
-        first = length
-    memcpy(ring.data + position, line, first)
-    memcpy(ring.data, line + first, length - first)
+    copy_in(ring, ring.head, line.text, line.bytes_at)
+    copy_in(ring, ring.head + line.bytes_at, digits, digit_count)
+    copy_in(ring, ring.head + line.bytes_at + digit_count, line.text + line.bytes_at, line.length - line.bytes_at)
     # Pairs with the acquire in drain(): the line is there before it is counted.
     store_release_u32(&ring.head, ring.head + length)
     ring.lines += 1
@@ -176,7 +201,7 @@ cdef class AccessLog:
     """The ring between one engine thread and the thread that writes its log.
 
     format: "combined" or "json". ring_bytes: a power of two; what is produced beyond it before ``drain`` comes is dropped and counted.
-    "bytes" of a line is the length of the response's body, whether or not the client took all of it.
+    "bytes" of a line is the length of the response's body; where the connection ended before, what had been sent of it.
 
     Thread-safety: one thread calls wait() and drain(); ``counters`` from any.
     """
@@ -215,7 +240,7 @@ cdef class AccessLog:
         After a write that ended within a line (a full disk), the next one starts on a line of its own.
         """
         cdef iovec[3] parts
-        # Pairs with the release in log_response(): all bytes before head are there.
+        # Pairs with the release in log_line_write(): all bytes before head are there.
         cdef uint32_t head = load_acquire_u32(&self.ring.head)
         cdef uint32_t available = head - self.ring.tail
         cdef uint32_t position = self.ring.tail & (self.ring.size - 1)
@@ -241,7 +266,7 @@ cdef class AccessLog:
             raise OSError(error, os.strerror(error))
         written -= <ssize_t>parts[0].iov_len
         if written > 0:
-            # Pairs with the acquire in log_response(): the bytes are read, their place is free.
+            # Pairs with the acquire in log_line_write(): the bytes are read, their place is free.
             store_release_u32(&self.ring.tail, self.ring.tail + <uint32_t>written)
         self._cut = written < <ssize_t>available
         return written

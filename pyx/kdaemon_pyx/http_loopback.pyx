@@ -62,6 +62,10 @@ cdef int wire_send_file(Connection* c, File* file, uint64_t offset, uint64_t len
     return 0
 
 
+cdef uint64_t wire_file_position(Connection* c) noexcept nogil:
+    return (<Wire*>c).file_offset
+
+
 cdef void wire_finish(Connection* c, CloseReason reason) noexcept nogil:
     (<Wire*>c).finished = <int>reason + 1
 
@@ -120,6 +124,7 @@ cdef class Loopback:
         context.context.transport.commit = wire_commit
         context.context.transport.room = wire_room
         context.context.transport.send_file = wire_send_file
+        context.context.transport.file_position = wire_file_position
         context.context.transport.finish = wire_finish
         context.context.transport.close = wire_close
         context.context.transport.set_deadline = wire_set_deadline

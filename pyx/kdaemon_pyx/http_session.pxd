@@ -11,7 +11,7 @@ from kdaemon_pyx.files cimport FileTable
 from kdaemon_pyx.http_address cimport Address, AddressTable
 from kdaemon_pyx.http_body cimport BodyDiscard
 from kdaemon_pyx.http_conditional cimport ByteRange, Validators
-from kdaemon_pyx.http_log cimport LogRing, PeerAddress
+from kdaemon_pyx.http_log cimport LogLine, LogRing, PeerAddress
 from kdaemon_pyx.http_request cimport HeadScan, HttpLimits, HttpRequest
 from kdaemon_pyx.http_response cimport DateCache
 from kdaemon_pyx.http_site cimport SiteC
@@ -23,6 +23,7 @@ cdef struct Transport:
     void (*commit)(Connection* c, uint32_t length) noexcept nogil
     uint32_t (*room)(Connection* c) noexcept nogil
     int (*send_file)(Connection* c, File* file, uint64_t offset, uint64_t length) noexcept nogil
+    uint64_t (*file_position)(Connection* c) noexcept nogil
     void (*finish)(Connection* c, CloseReason reason) noexcept nogil
     void (*close)(Connection* c, CloseReason reason) noexcept nogil
     void (*set_deadline)(Connection* c, uint64_t deadline_ns) noexcept nogil
@@ -45,6 +46,7 @@ cdef struct HttpContext:
     DateCache date
     uint64_t boundary              # of multipart/byteranges; a number never used twice
     # Of the request being answered; nothing here outlives one call of session_on_data().
+    LogLine log_line               # of its response
     HttpRequest request
     Validators validators
     ByteRange ranges[64]
@@ -93,6 +95,7 @@ cdef struct HttpSession:
     ByteRange* ranges              # when there are several: owned here, else NULL
     uint64_t boundary
     Representation* representation  # one reference
+    LogLine* log_line              # of a response under way: owned; NULL: none
 
 # `site`: its number, SITE_BY_HOST added or not. NULL: no memory, or no such site.
 cdef HttpSession* session_open(HttpContext* context, Connection* connection, uint32_t site, bint kernel_layer) noexcept nogil

@@ -6,11 +6,11 @@ from libc.string cimport memset
 
 from kdaemon_pyx.core cimport CLOSE_DEADLINE, CLOSE_DRAIN, CLOSE_PEER, CLOSE_SERVICE, CloseReason, Connection
 from kdaemon_pyx.http_address cimport address_enter, address_leave
-from kdaemon_pyx.http_answer cimport answer_request, answer_waiting, continue_response, refuse_unread
+from kdaemon_pyx.http_answer cimport answer_request, answer_waiting, refuse_unread
 from kdaemon_pyx.http_body cimport BODY_NONE, BodyDiscard, discard_body
 from kdaemon_pyx.http_request cimport scan_request_head
 from kdaemon_pyx.http_site cimport SITE_BY_HOST
-from kdaemon_pyx.representation cimport representation_release
+from kdaemon_pyx.http_transfer cimport abandon_transfer, continue_transfer
 
 cdef enum:
     # A deadline that would move by less is left as it is: one timer change per second, not one per request.
@@ -47,12 +47,10 @@ cdef HttpSession* session_open(
 
 
 cdef void session_free(HttpSession* session) noexcept nogil:
-    if session.representation != NULL:
-        representation_release(session.representation)
+    abandon_transfer(session)
     if session.address != NULL:
         address_leave(
             &session.context.addresses, session.address, session.context.transport.now_ns(session.connection))
-    free(session.ranges)
     free(session.waiting)
     free(session)
 
@@ -162,7 +160,7 @@ cdef void session_on_sent(HttpSession* session) noexcept nogil:
     if session.finishing:
         return
     if session.responding:
-        continue_response(session)
+        continue_transfer(session)
         if session.responding:
             return
     after_response(session)

@@ -329,6 +329,30 @@ def test_the_combined_log(server: Daemon, folder: Path) -> None:
         assert re.fullmatch(start + rest, line), line
 
 
+def test_a_download_that_was_broken_off_is_logged_with_what_went_out(server: Daemon, folder: Path) -> None:
+    size = 1 << 30
+    with (folder / "app/broken-off.bin").open("wb") as file:
+        file.truncate(size)
+    command = [
+        program("curl"), "--silent", "--cacert", str(server.ca), "--resolve", f"localhost:{server.port}:{server.host}",
+        f"https://localhost:{server.port}/broken-off.bin",
+    ]  # fmt: skip
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as download:
+        assert download.stdout is not None
+        assert len(download.stdout.read(100_000)) == 100_000
+        download.kill()
+
+    def logged() -> list[int]:
+        return [
+            int(line.split()[9])
+            for line in (folder / "access.log").read_text("ascii").splitlines()
+            if "/broken-" in line
+        ]
+
+    eventually(lambda: len(logged()) == 1, "the line is written")
+    assert 100_000 <= logged()[0] < size
+
+
 def test_too_many_requests(folder: Path, issued: Issued) -> None:
     path = folder / "limited.toml"
     path.write_text('[http]\nrequests_per_second_per_address = 1\n[[site]]\nroot = "default"\n')

@@ -64,6 +64,48 @@ def test_combined(tmp_path: Path) -> None:
     assert len(found) == 9
 
 
+def test_the_line_of_a_transfer_waits_for_its_end(tmp_path: Path) -> None:
+    (tmp_path / "kept.txt").write_bytes(bytes(50_000))  # in memory
+    (tmp_path / "file.bin").write_bytes(bytes(200_000))  # by the connection's file range
+    log = AccessLog()
+    context = FileContext([Site(os.open(tmp_path, os.O_PATH))], log=log)
+    several = b"Range: bytes=0-9,1000-100999,-1\r\n"
+
+    def bytes_logged() -> list[int]:
+        found = [int(line.split()[9]) for line in lines(log, tmp_path / "log")]
+        (tmp_path / "log").unlink()
+        return found
+
+    def begin(target: bytes, more: bytes = b"", flushes: int = 0) -> Loopback:
+        connection = Loopback(context, output_bytes_max=4096)
+        connection.feed(b"GET %b HTTP/1.1\r\nHost: a\r\n%b\r\n" % (target, more))
+        for _ in range(flushes):
+            assert connection.flush()
+        assert bytes_logged() == []
+        return connection
+
+    for target, more, size in (
+        (b"/kept.txt", b"", 50_000),
+        (b"/file.bin", b"", 200_000),
+        (b"/file.bin", b"Range: bytes=5-\r\n", 199_995),
+    ):
+        begin(target, more).run()
+        assert bytes_logged() == [size]
+    begin(b"/file.bin", several).run()
+    (whole,) = bytes_logged()
+    assert whole > 100_011  # with the heads of the parts
+    connection = begin(b"/kept.txt", flushes=2)
+    del connection
+    (part,) = bytes_logged()
+    assert 4096 < part < 3 * 4096
+    connection = begin(b"/file.bin", several, flushes=1)  # the first part is out, the second one just queued
+    del connection
+    assert bytes_logged() == [10]
+    connection = begin(b"/file.bin")
+    del connection
+    assert bytes_logged() == [0]
+
+
 def test_json(tmp_path: Path) -> None:
     log = AccessLog("json")
     serve(tmp_path, log, EVIL)
