@@ -1,13 +1,18 @@
 """The program's side of a client ring: post, reap, wait, and the data arena."""
 
 from collections.abc import Callable
+from typing import Self, final
 
 from _typeshed import ReadableBuffer
+from typing_extensions import disjoint_base
 
+@final
 class Operation:
     """One posted operation. Buffer protocol: the bytes that a completed READ or INFO got, in the arena, without a copy."""
 
     context: object
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        """TypeError: operations are made by posting them."""
     @property
     def user_data(self) -> int: ...
     @property
@@ -26,11 +31,12 @@ class Operation:
         """Give the arena block back early. ValueError while in flight, BufferError while a view of it exists."""
     def __buffer__(self, flags: int, /) -> memoryview: ...
 
+@disjoint_base
 class ClientRing:
     """One lane to one worker of the daemon. Every method may be called from any thread of the process that made it."""
 
     spin_ns: int
-    def __init__(self, memory_fd: int, doorbell_fd: int, attach_fd: int) -> None:
+    def __new__(cls, memory_fd: int, doorbell_fd: int, attach_fd: int) -> Self:
         """Owns the three fds from here on. Raises OSError (EPROTONOSUPPORT, EPROTO, what mmap said)."""
     @property
     def arena_size(self) -> int: ...

@@ -1,14 +1,16 @@
 """A connection's bytes for an event loop: without a Python object per operation."""
 
 import asyncio
-from typing import Protocol
+from typing import Protocol, final, type_check_only
 
 from _typeshed import ReadableBuffer
+from typing_extensions import disjoint_base
 
 from kdaemon_pyx.client_ring import ClientRing
 
 WRITE_PIECE_SIZE: int
 
+@type_check_only
 class Owner(Protocol):
     """What a stream tells its transport."""
 
@@ -21,6 +23,7 @@ class Owner(Protocol):
     def flushed(self) -> None:
         """All that was written is posted: what ends this direction may queue up behind it."""
 
+@disjoint_base
 class LaneReader:
     """Takes a lane's completions in an event loop, which watches the lane's doorbell and the end of its attach socket."""
 
@@ -31,6 +34,7 @@ class LaneReader:
     def close(self) -> None:
         """Before the ring is closed: the loop stops watching."""
 
+@final
 class Stream:
     """READs and WRITEs of one connection, for its transport. Belongs to the thread of the event loop."""
 

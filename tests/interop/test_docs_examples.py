@@ -58,6 +58,26 @@ def test_the_manual_shows_the_file(example: Path) -> None:
     assert shown == [example.read_text()]
 
 
+def test_the_readme(site: Path, tmp_path: Path) -> None:
+    """Its program, but for the port, with a daemon that made its own certificate."""
+    [program] = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert program.count("8443") == 1
+    with serve(site, ends_by_itself=True) as daemon:
+        state = daemon.stderr_path.parent
+        (tmp_path / ".local").mkdir()
+        (tmp_path / ".local" / "state").symlink_to(state / "state")
+        environment = os.environ | {
+            "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+            "HOME": str(tmp_path),
+            "KDAEMON_SOCKET": str(state / "kdaemon.sock"),
+        }
+        command = [sys.executable, "-c", program.replace("8443", str(daemon.port))]
+        page = subprocess.run(command, env=environment, capture_output=True, timeout=DEADLINE_S, check=True).stdout
+        daemon.stop()
+    assert page.startswith(b"HTTP/1.1 200 OK")
+    assert b"<title>kdaemon</title>" in page
+
+
 def test_fetch(daemon: Daemon) -> None:
     for arguments in ((), (str(daemon.ca),)):
         answer = run(daemon, "fetch.py", "localhost", str(daemon.port), *arguments)
