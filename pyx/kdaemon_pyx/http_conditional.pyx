@@ -4,7 +4,8 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memset
 
 from kdaemon_pyx.http_conditional cimport MTIME_NONE, RANGES_BOUND, ByteRange, Validators
-from kdaemon_pyx.http_request cimport HttpRequest, Slice, equals_ignoring_case, next_field
+from kdaemon_pyx.http_grammar cimport equals_ignoring_case
+from kdaemon_pyx.http_request cimport HttpRequest, Slice, next_field
 
 cdef const char* MONTHS = b"JanFebMarAprMayJunJulAugSepOctNovDec"
 

@@ -3,8 +3,8 @@
 from libc.stdint cimport uint8_t, uint32_t
 
 from kdaemon_pyx.files cimport ENCODING_BROTLI, ENCODING_COUNT, ENCODING_GZIP, ENCODING_IDENTITY, ENCODING_ZSTD, Encoding, Entry
-from kdaemon_pyx.http_grammar cimport is_token_byte, parse_weight, skip_blanks
-from kdaemon_pyx.http_request cimport HttpRequest, Slice, equals_ignoring_case, next_field
+from kdaemon_pyx.http_grammar cimport equals_ignoring_case, is_token_byte, parse_weight, skip_blanks
+from kdaemon_pyx.http_request cimport HttpRequest, Slice, next_field
 
 cdef enum:
     WEIGHT_UNSET = -1

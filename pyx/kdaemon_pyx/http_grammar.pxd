@@ -3,6 +3,23 @@
 from libc.stdint cimport uint8_t, uint32_t
 
 
+cdef inline uint8_t to_lower(uint8_t c) noexcept nogil:
+    return c | 0x20 if c >= c'A' and c <= c'Z' else c
+
+
+cdef inline bint equals_ignoring_case(
+    const uint8_t* data, uint32_t length, const char* lower, uint32_t lower_length
+) noexcept nogil:
+    # ASCII; `lower` is in lower case.
+    cdef uint32_t i
+    if length != lower_length:
+        return False
+    for i in range(length):
+        if to_lower(data[i]) != <uint8_t>lower[i]:
+            return False
+    return True
+
+
 cdef inline int hex_value(uint8_t c) noexcept nogil:
     # -1: not a hexadecimal digit.
     if c >= c'0' and c <= c'9':

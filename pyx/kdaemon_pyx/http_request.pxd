@@ -79,5 +79,8 @@ cdef int parse_request_head(
 cdef bint next_field(
     const Slice* fields, const char* name, uint32_t name_length, uint32_t* cursor, Slice* value) noexcept nogil
 
-# ASCII case-insensitive; `lower` is in lower case.
-cdef bint equals_ignoring_case(const uint8_t* data, uint32_t length, const char* lower, uint32_t lower_length) noexcept nogil
+cdef inline Slice make_slice(const uint8_t* start, const uint8_t* end) noexcept nogil:
+    cdef Slice slice
+    slice.data = start
+    slice.length = <uint32_t>(end - start)
+    return slice

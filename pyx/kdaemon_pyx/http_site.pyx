@@ -3,7 +3,8 @@
 from libc.stdint cimport int64_t, uint8_t, uint32_t
 from libc.string cimport memcmp, memset
 
-from kdaemon_pyx.http_request cimport Slice, equals_ignoring_case
+from kdaemon_pyx.http_grammar cimport equals_ignoring_case
+from kdaemon_pyx.http_request cimport Slice
 
 
 cdef bint pattern_matches(Slice pattern, const uint8_t* path, uint32_t length, Slice* star) noexcept nogil:

@@ -8,8 +8,8 @@ from posix.stat cimport S_ISDIR, S_ISLNK, S_ISREG
 from posix.unistd cimport close
 
 from kdaemon_pyx.beneath cimport openat_beneath
-from kdaemon_pyx.http_grammar cimport is_token_byte, parse_weight, skip_blanks, utf8_length
-from kdaemon_pyx.http_request cimport PATH_BYTES_MAX, Slice, equals_ignoring_case
+from kdaemon_pyx.http_grammar cimport equals_ignoring_case, is_token_byte, parse_weight, skip_blanks, utf8_length
+from kdaemon_pyx.http_request cimport PATH_BYTES_MAX, Slice
 from kdaemon_pyx.http_response cimport HTTP_DATE_BYTES, Writer, format_http_date, put_decimal, put_encoded_path
 from kdaemon_pyx.representation cimport file_stat
 

@@ -5,6 +5,7 @@ import re
 from libc.stdint cimport uint8_t, uint32_t
 from libc.stdlib cimport calloc, free
 
+from kdaemon_pyx.http_grammar cimport to_lower
 from kdaemon_pyx.http_request cimport Slice
 
 TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # RFC 9110 section 5.6.2
@@ -91,10 +92,6 @@ TYPES = {
     "video/x-msvideo": "avi",
     "video/x-flv": "flv",
 }
-
-
-cdef inline uint8_t to_lower(uint8_t c) noexcept nogil:
-    return c | 0x20 if c >= c'A' and c <= c'Z' else c
 
 
 cdef uint32_t hash_suffix(const uint8_t* suffix, uint32_t length) noexcept nogil:

@@ -13,7 +13,7 @@ from posix.unistd cimport close
 
 from kdaemon_pyx.connection cimport File
 from kdaemon_pyx.http_conditional cimport MTIME_NONE, Validators
-from kdaemon_pyx.http_request cimport equals_ignoring_case
+from kdaemon_pyx.http_grammar cimport equals_ignoring_case
 from kdaemon_pyx.http_response cimport (
     HTTP_DATE_BYTES, Writer, format_http_date, put, put_decimal, put_hexadecimal, put_slice, put_status_line, put_text,
 )
