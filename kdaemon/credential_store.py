@@ -55,6 +55,12 @@ class CredentialStore:
         name = (server_name or "").lower()
         wildcard = "*." + name.partition(".")[2]
         for candidates in (self._by_name.get(name, ()), self._by_name.get(wildcard, ()), self._all):
-            if usable := [candidate for candidate in candidates if candidate.fits(schemes)]:
-                return next((each for each in usable if each.chain_fits(schemes)), usable[0]).credential
+            usable: Credential | None = None
+            for candidate in candidates:
+                if candidate.fits(schemes):
+                    if candidate.chain_fits(schemes):
+                        return candidate.credential
+                    usable = usable or candidate.credential
+            if usable is not None:
+                return usable
         return None
