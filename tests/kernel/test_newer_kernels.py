@@ -1,4 +1,5 @@
-"""KeyUpdate where the kernel's record layer takes new keys (Linux 6.14 and later): followed in both directions, by it.
+"""What newer kernels' record layers can do: take new keys (Linux 6.14), so that KeyUpdates are followed in both
+directions, and make smaller records (6.19).
 
 /proc/net/tls_stat counts what the kernel did. The peers are OpenSSL, which does its records in user space: `k` and `K`
 at the beginning of a line make s_client and s_server send a KeyUpdate, `K` asks for the other's as well.
@@ -7,31 +8,50 @@ at the beginning of a line make s_client and s_server send a KeyUpdate, `K` asks
 from __future__ import annotations
 
 import contextlib
+import os
+import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from support import peers
 from support.certificates import Issued
 from support.content import pattern
-from support.daemon import Daemon
+from support.daemon import Daemon, serve
 from support.waiting import DEADLINE_S, eventually, read_line, say_until
 
 from kdaemon import ktls
-
-Serve = Callable[..., Daemon]
+from kdaemon.socket_records import UserRecords
+from kdaemon.tls.certificates import TrustStore
+from kdaemon.tls.client import ClientHandshake
+from kdaemon.tls.configuration import ClientConfig
+from libtls import Lane
+from libtls.functions import tls_listen
 
 SUPPORT = ktls.probe()
 
-pytestmark = [
-    pytest.mark.guest,
-    pytest.mark.guest_new,
-    pytest.mark.skipif(not SUPPORT.rekey, reason="this kernel takes no new keys; test_serve_ktls has its orderly end"),
-]
+pytestmark = [pytest.mark.guest, pytest.mark.guest_new]
+takes_new_keys = pytest.mark.skipif(
+    not SUPPORT.rekey, reason="this kernel takes no new keys; test_serve_ktls has its orderly end"
+)
+makes_smaller_records = pytest.mark.skipif(
+    not SUPPORT.tx_max_payload, reason="TLS_TX_MAX_PAYLOAD_LEN is in Linux since 6.19"
+)
 
+LIMIT = 4001  # bytes of content and type of a record; the engine gives the kernel 524288 bytes at a time
 COMMANDS = b"kKKkkK"  # KeyUpdates in a row on one connection; those in capitals are answered by one
+
+
+@pytest.fixture(scope="module")
+def daemon(issued: Issued, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    """One for all: starting one takes long in a guest."""
+    site: Path = tmp_path_factory.mktemp("site")
+    (site / "small.txt").write_bytes(pattern(1024))
+    with serve(site, "--ktls", "require", "--workers", "1", issued=issued) as daemon:
+        yield daemon
 
 
 @contextlib.contextmanager
@@ -46,8 +66,8 @@ def rekeyed(received: int, answered: int) -> Iterator[None]:
     }  # fmt: skip
 
 
-def test_a_server_follows_its_client(kdaemon: Serve, site: Path) -> None:
-    daemon = kdaemon("--ktls", "require", "--workers", "1")
+@takes_new_keys
+def test_a_server_follows_its_client(daemon: Daemon) -> None:
     command = [
         peers.program("openssl"), "s_client", "-connect", f"127.0.0.1:{daemon.port}", "-servername", "localhost",
         "-CAfile", str(daemon.ca), "-verify_return_error",
@@ -70,6 +90,7 @@ def test_a_server_follows_its_client(kdaemon: Serve, site: Path) -> None:
         assert client.wait(DEADLINE_S) == 0
 
 
+@takes_new_keys
 def test_a_client_follows_its_server(issued: Issued) -> None:
     server = [
         peers.program("openssl"), "s_server", "-accept", "127.0.0.1:0", "-cert", str(issued.certificate), "-key",
@@ -99,3 +120,40 @@ def test_a_client_follows_its_server(issued: Issued) -> None:
                     say_until(client.stdin, b"up with it\n", peer.stdout, b"up with it")
             client.stdin.close()
             assert client.wait(DEADLINE_S) == 0
+
+
+@makes_smaller_records
+def test_a_write_that_is_cut_short_keeps_nothing_back(daemon: Daemon, issued: Issued) -> None:
+    """libtls: what its count says reaches the peer by itself, the last record though it is not full."""
+    trust = TrustStore.from_pem(issued.ca.read_bytes())
+    config = ClientConfig(verify=trust.verify_server, record_size_limit=LIMIT)
+    handshake = ClientHandshake(config, "localhost", random=os.urandom, now_s=time.time())
+    with (
+        contextlib.closing(Lane.attach(str(daemon.stderr_path.parent / "kdaemon.sock"))) as lane,
+        socket.socket() as sock,
+    ):
+        listener = tls_listen(certificate="localhost", lane=lane).wait(DEADLINE_S)
+        accept = listener.accept_operation()
+        sock.settimeout(DEADLINE_S)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+        sock.connect(("127.0.0.1", listener.port))
+        while not handshake.complete:
+            sock.sendall(handshake.data_to_send())
+            handshake.receive(sock.recv(65536))
+        sock.sendall(handshake.data_to_send())
+        connection = accept.wait(DEADLINE_S)
+        assert connection.info().record_layer == "kernel"
+        records = UserRecords(sock, handshake.established)
+        write = connection.write_operation(bytes(12 << 20))
+        got = len((records.receive() or (0, b""))[1])  # it is under way
+        write.cancel()
+        count = write.wait(DEADLINE_S)
+        assert count % (LIMIT - 1), "its last record is not full"
+        while got < count:
+            content_type, content = records.receive() or (0, b"")
+            assert content_type == 23
+            assert len(content) < LIMIT
+            got += len(content)
+        assert got == count
+        connection.close()
+        assert records.receive() == (21, b"\x01\x00")
