@@ -11,8 +11,9 @@ import pytest
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.x509 import ocsp
 from support.certificates import write_key
-from support.daemon import Daemon, serve
+from support.daemon import Daemon, control, serve
 from support.peer_commands import installed, run
+from support.waiting import eventually
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "pair"))
 import tls_pair
@@ -20,15 +21,15 @@ import tls_pair
 REQUEST = b"GET /file HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
 
 
-def response() -> bytes:
-    """The authority says that the server's certificate is good."""
+def response(status: ocsp.OCSPCertStatus = ocsp.OCSPCertStatus.GOOD) -> bytes:
+    """What the authority says of the server's certificate."""
     now = datetime.datetime.now(datetime.UTC)
     authority, server = tls_pair.authority(), tls_pair.server_identity()
     builder = ocsp.OCSPResponseBuilder().add_response(
         cert=server.certificate,
         issuer=authority.certificate,
         algorithm=hashes.SHA1(),  # the name of the certificate, not a signature
-        cert_status=ocsp.OCSPCertStatus.GOOD,
+        cert_status=status,
         this_update=now - datetime.timedelta(hours=1),
         next_update=now + datetime.timedelta(days=1),
         revocation_time=None,
@@ -80,3 +81,15 @@ def test_gnutls_verifies_the_staple(daemon: tuple[Daemon, str]) -> None:
     ], REQUEST)  # fmt: skip
     assert b"Options: OCSP status request" in output, output
     assert b"hello" in output
+
+
+def test_a_new_response_is_stapled_after_a_reload(daemon: tuple[Daemon, str]) -> None:
+    staple = Path(daemon[1]).with_name("staple.der")
+    staple.write_bytes(b"nonsense")
+    control(daemon[0], "reload")
+    eventually(lambda: b"staple.der: no OCSP response in DER" in daemon[0].stderr, "the reload is refused")
+    assert b"Cert Status: good" in s_client(daemon, "-status")
+    staple.write_bytes(response(ocsp.OCSPCertStatus.UNKNOWN))
+    assert control(daemon[0], "reload").returncode == 0
+    eventually(lambda: b"Cert Status: unknown" in s_client(daemon, "-status"), "the new response is stapled")
+    assert b"says that the certificate is unknown" in daemon[0].stderr
