@@ -22,7 +22,7 @@ from kdaemon import __version__, process
 from kdaemon.access_log import open_log
 from kdaemon.channel import Channel, Message
 from kdaemon.children import BackOff, Child, WorkerSlot, describe_status
-from kdaemon.config import NEEDS_RESTART, Config, to_mapping
+from kdaemon.config import NEEDS_RESTART, Config, ConfigError, to_mapping
 from kdaemon.control import ControlError, ControlServer
 from kdaemon.ktls import REASON_SWITCHED_OFF, KtlsSupport
 from kdaemon.listeners import Listener, open_listener, open_listeners
@@ -30,6 +30,7 @@ from kdaemon.observe import get_logger
 
 STARTUP_DEADLINE_S = 60.0
 STATUS_DEADLINE_S = 2.0
+RELOAD_DEADLINE_S = 8.0  # until whoever asks for one is told; the reload itself takes the time it needs
 EXIT_GRACE_S = 10.0  # beyond the drain deadline, for processes to leave by themselves
 
 EXIT_OK = 0
@@ -64,6 +65,7 @@ class Supervisor:
         self._zygote: Child | None = None
         self._zygote_ready = False
         self._zygote_back_off = BackOff()
+        self._reloaded: asyncio.Future[str] | None = None  # what became of the last reload; empty: all well
         self._credentials: list[Message] = []
         self._ticket_keys_fd = -1  # held for the next keymgr, never read here
         self._control: ControlServer | None = None
@@ -171,6 +173,7 @@ class Supervisor:
     def _keymgr_says(self, child: Child, message: Message, fds: list[int]) -> None:
         if message["type"] == "failed":
             self._fail(message["reason"], EXIT_CONFIGURATION)
+            self._reload_ended(message["reason"])
         elif message["type"] == "ready" and child is self._keymgr_next:
             if self._ticket_keys_fd >= 0:
                 os.close(self._ticket_keys_fd)
@@ -188,10 +191,12 @@ class Supervisor:
                     self._fork(slot)
             if before is not None:
                 before.send({"type": "retire"})  # it leaves when the last worker has its last signature
+            self._reload_ended()
 
     def _keymgr_exited(self, child: Child, status: int) -> None:
         if child is self._keymgr_next:
             self._keymgr_next = None
+            self._reload_ended(f"keymgr did not start: {describe_status(status)}")
             if self._keymgr is not None and self._keymgr is not child:
                 return  # a reload failed; the old one serves on
         elif child is self._keymgr:
@@ -404,19 +409,25 @@ class Supervisor:
         except Exception as error:  # noqa: BLE001 - whatever is wrong with the new one, the old one serves on
             self._log.error("reload refused; the old configuration stays", problem=str(error))
 
-    def reload(self) -> None:
+    def reload(self) -> asyncio.Future[str]:
         """Reads the configuration again; certificates, keys and sites change without dropping a connection.
 
         Raises ConfigError. A new keymgr takes the new keys; the old one serves until it is ready, so bad keys
-        change nothing.
+        change nothing: the future tells what is wrong with them, or nothing when they are in use.
         """
         config = self._load_config()
         if self._stopping or self._keymgr_next is not None:
-            return
+            raise ConfigError("the daemon is ending" if self._stopping else "keymgr is just being started; try again")
         ignored = [name for name in NEEDS_RESTART if getattr(config, name) != getattr(self._config, name)]
         if ignored:
             self._log.warning("reload: these keys need a restart", keys=ignored)
+        self._reloaded = asyncio.get_running_loop().create_future()
         self._spawn_keymgr(replace(config, **{name: getattr(self._config, name) for name in NEEDS_RESTART}))
+        return self._reloaded
+
+    def _reload_ended(self, problem: str = "") -> None:
+        if self._reloaded is not None and not self._reloaded.done():
+            self._reloaded.set_result(problem)
 
     def _attach_client(self, connection: socket.socket) -> None:
         """A libtls program: its lane is a worker, which reads the hello and decides."""
@@ -437,7 +448,11 @@ class Supervisor:
             case "status":
                 return await self._status()
             case "reload":
-                self.reload()
+                done, _ = await asyncio.wait([self.reload()], timeout=RELOAD_DEADLINE_S)
+                if not done:
+                    raise ControlError("the new keys are still being read; the log will tell")
+                if problem := done.pop().result():
+                    raise ControlError(f"reload refused; the old configuration stays: {problem}")
                 return {}
             case "drain":
                 self.stop()

@@ -144,7 +144,7 @@ def test_a_reload_changes_the_certificate_and_drops_nobody(
         assert connection.works()
         # Half of a renewal: the key does not match. Refused, and everything stays as it was
         renewed.certificate.replace(issued.certificate)
-        reload(daemon, how)
+        reload(daemon, how, "does not belong to the certificate")
         eventually(lambda: b"does not belong to the certificate" in daemon.stderr, "the reload is refused")
         assert served_certificate(daemon) == before
         assert pid_of(daemon, "keymgr") == keymgr
@@ -157,11 +157,14 @@ def test_a_reload_changes_the_certificate_and_drops_nobody(
     eventually(lambda: not Path(f"/proc/{keymgr}").exists() or keymgr not in daemon.pids, "the old keymgr is gone")
 
 
-def reload(daemon: Daemon, how: str) -> None:
+def reload(daemon: Daemon, how: str, problem: str = "") -> None:
+    """`problem`: of which `ctl` tells."""
     if how == "SIGHUP":
         daemon.signal(signal.SIGHUP)
-    else:
-        assert control(daemon, "reload").returncode == 0
+        return
+    completed = control(daemon, "reload")
+    assert completed.returncode == (1 if problem else 0)
+    assert problem in completed.stderr
 
 
 def test_a_reload_with_a_bad_file_changes_nothing(site: Path, issued: Issued, tmp_path: Path) -> None:
