@@ -108,7 +108,7 @@ class Listening:
     plain: bool
 
     def install(self, engine: Engine, connection: int, established: Established) -> None:
-        token = self.operations.clients.accepted(self.operation.token, describe(established))
+        token = self.operations.clients.accepted(self.operation.token, self.operations.describe(established))
         if not token:
             engine.close(connection)
             return
@@ -127,7 +127,7 @@ class Connecting:
     operation: Operation
 
     def install(self, engine: Engine, connection: int, established: Established) -> None:
-        self.operations.clients.describe(self.operation.token, describe(established))
+        self.operations.clients.describe(self.operation.token, self.operations.describe(established))
         self.operations.opening[connection] = self.operation
         if self.operation.role != "server":
             self.operations.client_role.add(connection)
@@ -147,6 +147,7 @@ class Settings:
     credentials: CredentialStore = field(default_factory=lambda: CredentialStore(()))
     cipher_suites: tuple[int, ...] = ()
     record_size_limit: int | None = None
+    user_layer_reason: str = ""  # why the engine is told not to ask the kernel; empty: it decides
     key_log: Callable[[str], None] | None = None
 
 
@@ -179,6 +180,9 @@ class ClientOperations:
         for number, listening in self._listening.items():
             if not listening.plain:
                 self._driver.configure_listener(number, self._server_config(listening.operation), listening)
+
+    def describe(self, established: Established) -> bytes:
+        return describe(established, self._settings.user_layer_reason)
 
     # Called for the clients' events
 
@@ -450,8 +454,8 @@ class ClientOperations:
             self.opening.pop(operation.connection, None)
 
 
-def describe(established: Established) -> bytes:
-    """What INFO answers; the engine adds the record layer."""
+def describe(established: Established, reason: str) -> bytes:
+    """What INFO answers; the engine adds addresses and record layer, and where `reason` is empty why it is that one."""
     chain = established.peer_chain_der
     return abi.pack_info(
         tls_version=_TLS_1_3,
@@ -461,7 +465,7 @@ def describe(established: Established) -> bytes:
         resumed=established.resumed,
         port=0,
         alpn=established.alpn or b"",
-        reason="",
+        reason=reason,
         server_name=established.server_name or "",
         certificate=chain[0] if chain else b"",
     )

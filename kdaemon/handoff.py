@@ -13,6 +13,7 @@ from kdaemon_pyx.http_config import SITE_BY_HOST
 
 from kdaemon.config import Config, RecordLayerPolicy
 from kdaemon.key_protocol import TicketKey
+from kdaemon.ktls import REASON_SWITCHED_OFF
 from kdaemon.site_settings import Site
 from kdaemon.tls import tickets
 from kdaemon.tls.configuration import DEFAULT_CIPHER_SUITES, ClientAuthentication, Credential, ServerConfig
@@ -95,6 +96,13 @@ def engine_record_layer(config: Config, ktls: KtlsFacts) -> RecordLayerPolicy:
     if config.ktls == "auto" and not ktls.available:
         return "off"
     return config.ktls
+
+
+def user_layer_reason(config: Config, ktls: KtlsFacts) -> str:
+    """Why the engine is told not to ask the kernel; empty: it decides by itself, for each connection, and says why."""
+    if config.ktls == "off":
+        return REASON_SWITCHED_OFF
+    return ktls.reason if config.ktls == "auto" and not ktls.available else ""
 
 
 def server_config(

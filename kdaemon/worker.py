@@ -33,11 +33,10 @@ from kdaemon.channel import Channel, Message
 from kdaemon.config import Config, from_mapping
 from kdaemon.control_records import ControlRecords
 from kdaemon.credential_store import CredentialStore
-from kdaemon.handoff import ConnectionPolicy, KtlsFacts, engine_record_layer, server_config
+from kdaemon.handoff import ConnectionPolicy, KtlsFacts, engine_record_layer, server_config, user_layer_reason
 from kdaemon.handshake_driver import HandshakeDriver
 from kdaemon.key_client import KeyChannel, KeyClient
 from kdaemon.key_protocol import TicketKey
-from kdaemon.ktls import REASON_SWITCHED_OFF
 from kdaemon.observe import KeyLogFile, configure_logging, get_logger
 from kdaemon.redirect import RedirectServer
 from kdaemon.site_settings import http_limits, media_types, open_sites, reopened
@@ -295,11 +294,7 @@ class Worker:
 
     def _installed(self, backend: str, reason: str) -> None:
         """Counts the reasons for a record layer and tells each once."""
-        if self._config.ktls == "off":
-            reason = REASON_SWITCHED_OFF
-        elif self._config.ktls == "auto" and not self._ktls.available:
-            reason = self._ktls.reason  # the engine knows only that it was told not to try
-        # else the engine's own word, which is one of the same vocabulary (kdaemon/ktls.py)
+        reason = user_layer_reason(self._config, self._ktls) or reason
         if (backend, reason) not in self._backends:
             self._log.info("record layer", backend=backend, reason=reason)
         self._backends[backend, reason] = self._backends.get((backend, reason), 0) + 1
@@ -424,6 +419,7 @@ class Worker:
                 credentials=self._credentials,
                 cipher_suites=config.cipher_suites,
                 record_size_limit=config.record_size_limit,
+                user_layer_reason=user_layer_reason(self._config, self._ktls),
                 key_log=self._key_log,
             )
         )

@@ -39,6 +39,9 @@ class Info:
     peer_certificate: bytes  # DER; empty: the peer presented none
     peer_address: tuple[str, int] | None  # host and port; None: it was gone before it could be asked
     local_address: tuple[str, int] | None
+    record_layer_reason: (
+        str  # "available" for "kernel", else what is in the way: "switched-off", "no-ulp", "record-size", ...
+    )
 
 
 class Connection:
@@ -240,6 +243,7 @@ def _info(raw: RingOperation) -> Info:
         peer_certificate=_bytes(fields["certificate"]),
         peer_address=_address(fields["peer_address"], fields["peer_port"]),
         local_address=_address(fields["local_address"], fields["local_port"]),
+        record_layer_reason=str(fields["reason"]),
     )
 
 

@@ -166,7 +166,7 @@ struct client_info {              /* INFO's answer; the peer's certificate (DER)
     uint32_t certificate_length;  /*  16: of the whole certificate; it is cut if the buffer was short */
     uint32_t reserved;            /*  20 */
     uint8_t alpn[64];             /*  24 */
-    uint8_t reason[28];           /*  88: why this record layer */
+    uint8_t reason[28];           /*  88: why this record layer, in the words of the daemon's `ready` line */
     uint8_t peer_address[16];     /* 116: IPv6, or IPv4 mapped into it; since 1.2, before in `reason`, whose length was always 0 */
     uint8_t local_address[16];    /* 132 */
     uint16_t peer_port;           /* 148: 0: not known */

@@ -8,7 +8,7 @@ with the uring.
 """
 
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
-from libc.string cimport memcpy, memset
+from libc.string cimport memcpy, memset, strlen
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
 from kdaemon_pyx cimport liburing as lu
@@ -32,6 +32,7 @@ from kdaemon_pyx.core cimport (
     CLOSE_RESOURCES, CLOSE_SERVICE, CLOSE_TRUNCATED, OPERATION_NONE, OPERATION_POLL, RECORD_LAYER_KERNEL, RECORD_LAYER_NONE,
     RECORD_LAYER_USER, Connection, Core,
 )
+from kdaemon_pyx.handshake_io cimport record_layer_reason
 from kdaemon_pyx.lifecycle cimport connection_handle, connection_mark
 from kdaemon_pyx.liburing cimport io_uring_sqe
 from kdaemon_pyx.service cimport ServiceObject
@@ -209,8 +210,12 @@ cdef int on_established(Connection* c) noexcept nogil:
 cdef void describe(Connection* c, client_info* info) noexcept nogil:
     cdef sockaddr_storage address
     cdef unsigned int length = sizeof(address)
+    cdef const char* reason = record_layer_reason(c.reason)
     if c.record_layer != RECORD_LAYER_NONE:
         info.record_layer = CLIENT_RECORD_LAYER_KERNEL if c.record_layer == RECORD_LAYER_KERNEL else CLIENT_RECORD_LAYER_USER
+        if info.reason_length == 0:
+            info.reason_length = <uint16_t> strlen(reason)
+            memcpy(info.reason, reason, info.reason_length)
     if getpeername(c.fd, <sockaddr*> &address, &length) == 0:
         info.peer_port = write_address(&address, info.peer_address)
     length = sizeof(address)

@@ -18,6 +18,7 @@ from kdaemon_pyx.core cimport (
     KeyMaterial, Secrets)
 from kdaemon_pyx.file_service cimport FileService
 from kdaemon_pyx.libcrypto cimport OPENSSL_cleanse
+from kdaemon_pyx.handshake_io cimport record_layer_reason
 from kdaemon_pyx.lifecycle cimport (
     EVENT_KIND_ACCEPT_PAUSED, EVENT_KIND_CLOSED, EVENT_KIND_CONNECTED, EVENT_KIND_CONTROL_RECORD, EVENT_KIND_DRAINED, EVENT_KIND_END_OF_FILE, EVENT_KIND_EXPORTED,
     EVENT_KIND_INSTALLED, EVENT_KIND_KEY_LIMIT, EVENT_KIND_RECORDS, EVENT_KIND_REKEYED, EVENT_KIND_UNLISTENED, core_connections_setup,
@@ -71,13 +72,11 @@ ConnectionKeys = tuple
 CLOSE_REASONS = (
     "peer", "service", "control", "truncated", "reset", "deadline", "record", "key_update", "limit", "file", "drain", "drain_deadline",
     "resources")
-# The vocabulary of kdaemon/ktls.py, so that log, counters and the ready line say the same.
-RECORD_LAYER_REASONS = ("available", "switched-off", "no-ulp", "no-cipher", "record-size")
+RECORD_LAYER_REASONS = tuple(record_layer_reason(<unsigned char> reason).decode() for reason in range(REASON_COUNT))
 RECORD_LAYER_MODES = {"auto": 0, "require": 1, "off": 2}
 DEADLINES_MS = {"handshake": 10_000, "header": 60_000, "body": 60_000, "send": 60_000, "idle": 75_000, "close": 5_000}
 CONNECTION_BYTES = CONNECTION_STRIDE               # sizeof(Connection) at most, or no Engine can be made
 assert len(CLOSE_REASONS) == CLOSE_REASON_COUNT
-assert len(RECORD_LAYER_REASONS) == REASON_COUNT
 
 
 cdef object keys_tuple(const Secrets* secrets):

@@ -29,6 +29,17 @@ from kdaemon_pyx.record cimport (
 from kdaemon_pyx.uring cimport uring_sqe
 
 
+cdef const char* record_layer_reason(uint8_t reason) noexcept nogil:
+    """A RecordLayerReason in one word, of the vocabulary of kdaemon/ktls.py: log, counters, the ready line and INFO say the same."""
+    if reason == REASON_KERNEL:
+        return b"available"
+    if reason == REASON_OFF:
+        return b"switched-off"
+    if reason == REASON_NO_ULP:
+        return b"no-ulp"
+    return b"no-cipher" if reason == REASON_SUITE else b"record-size"
+
+
 cdef void handshake_arm(Connection* c) noexcept nogil:
     """Starts a receive if the control thread asked for one, and what is held does not answer it."""
     cdef lu.io_uring_sqe* sqe

@@ -181,6 +181,18 @@ def test_a_forked_child_gets_an_error_and_then_a_lane_of_its_own(daemon: Daemon,
     parents.run(abi.NOP)
 
 
+# The record layer
+
+
+def test_info_says_why_it_is_this_record_layer(daemon: Daemon, path: str) -> None:
+    """As the `ready` line does: with `auto`, too, where the daemon's reason is that of the kernel it found."""
+    libtls.tls_init(path)
+    connection = libtls.tls_wait(libtls.tls_open("localhost", daemon.port, cafile=daemon.ca), DEADLINE_S)
+    info = connection.info()
+    assert (info.record_layer, info.record_layer_reason) == (daemon.ready[0].backend, daemon.ready[0].reason)
+    connection.close()
+
+
 # Those that say nothing
 
 

@@ -90,6 +90,7 @@ def test_a_program_serves_tls_with_nothing_but_libtls(daemon: Daemon, listener: 
     accept = listener.accept_operation()
     command = ["openssl", "s_client", "-connect", f"127.0.0.1:{listener.port}", "-CAfile", str(daemon.ca)]
     command += ["-verify_return_error", "-verify_hostname", "localhost", "-servername", "localhost", "-alpn", "echo"]
+    command += ["-ciphersuites", "TLS_AES_128_GCM_SHA256", "-groups", "P-256"]
     with subprocess.Popen(
         [*command, "-quiet"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as client:
@@ -106,7 +107,9 @@ def test_a_program_serves_tls_with_nothing_but_libtls(daemon: Daemon, listener: 
     assert info.alpn == "echo"
     assert info.server_name == "localhost"
     assert info.version == "TLSv1.3"
-    assert info.record_layer == ("user" if daemon.ready[0].backend == "user" else "kernel")
+    assert (info.record_layer, info.record_layer_reason) == (daemon.ready[0].backend, daemon.ready[0].reason)
+    assert (info.cipher_suite, info.named_group) == (0x1301, 23)
+    assert not info.resumed
 
 
 def test_a_page_is_fetched_through_the_daemon(daemon: Daemon, lane: Lane) -> None:
