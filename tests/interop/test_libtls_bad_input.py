@@ -30,11 +30,13 @@ from libtls.functions import (
     tls_open,
     tls_oper_state_destroy,
     tls_read,
+    tls_start,
     tls_try,
     tls_try_cancel,
     tls_wait,
     tls_write,
 )
+from libtls.operation import Operation
 
 CONNECTIONS = 10_000
 CONNECTIONS_MAX = 4096  # the default of clients.connections_max
@@ -247,6 +249,38 @@ def test_cancel_of_something_finished(connection: Connection) -> None:
         tls_wait(tls_try_cancel(write), DEADLINE_S)
     assert failure.value.errno == errno.ENOENT
     assert tls_wait(write) > 0  # its result stands
+
+
+def test_cancel_of_what_is_under_way(daemon: Daemon, lane: Lane, connection: Connection) -> None:
+    """Whoever has it in the daemon lets go of it, and it ends with ECANCELED; what it was posted on goes on."""
+    kept: list[socket.socket] = []
+    with listening(kept.append) as silent, socket.create_server(("127.0.0.1", 0), backlog=0) as full:
+        kept.append(socket.create_connection(full.getsockname()))  # its queue has no more room
+        listener = tls_listen(lane=lane).wait(DEADLINE_S)
+        plain = tls_connect("127.0.0.1", silent, lane=lane).wait(DEADLINE_S)
+        operations = [
+            tls_open("127.0.0.1", silent, lane=lane),
+            tls_connect("127.0.0.1", full.getsockname()[1], lane=lane),
+            tls_start(plain, "localhost"),
+            Operation(lane, lane.post(abi.ADOPT), lambda done: done.result),
+            listener.accept_operation(),
+            connection.read_operation(),
+            connection.barrier_operation(),
+        ]
+        for operation in reversed(operations):  # the barrier waits for the READ
+            assert not tls_try(operation), operation
+            assert tls_wait(tls_try_cancel(operation), DEADLINE_S)
+        for operation in operations:
+            with pytest.raises(errors.Cancelled) as failure:
+                tls_wait(operation, DEADLINE_S)
+            assert failure.value.errno == errno.ECANCELED
+        connection.write(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert connection.read().startswith(b"HTTP/1.1 200")
+        plain.close()
+        listener.close()
+        assert status(daemon)["clients"][0]["connections"] == 1  # type: ignore[index]
+        for taken in kept:
+            taken.close()
 
 
 # Hosts

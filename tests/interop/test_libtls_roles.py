@@ -302,6 +302,44 @@ def test_barrier(daemon: Daemon, listener: Listener) -> None:
     peer.close()
 
 
+def test_a_busy_connection_starves_no_other(daemon: Daemon, lane: Lane, listener: Listener) -> None:
+    """One that moves as much as it can, as long as it takes another one of the same program to be answered 50 times."""
+
+    def both_ends() -> tuple[Connection, Connection]:
+        accept = listener.accept_operation()
+        client = tls_open("localhost", listener.port, cafile=daemon.ca, alpn=["echo"], lane=lane).wait(DEADLINE_S)
+        return client, accept.wait(DEADLINE_S)
+
+    (source, sink), (asks, answers) = both_ends(), both_ends()
+    done = threading.Event()
+
+    def pour() -> None:
+        while not done.is_set():
+            source.write(bytes(1 << 20))
+        source.close()
+
+    def drain() -> None:
+        while sink.read(1 << 20):
+            pass
+        sink.close()
+
+    threads = [threading.Thread(target=pour), threading.Thread(target=drain)]
+    for thread in threads:
+        thread.start()
+    try:
+        for number in range(50):
+            asks.write(b"%d" % number)
+            answers.write(b"answer to " + answers.read(timeout=DEADLINE_S))
+            assert asks.read(timeout=DEADLINE_S) == b"answer to %d" % number
+    finally:
+        done.set()
+        for thread in threads:
+            thread.join(DEADLINE_S)
+    assert not any(thread.is_alive() for thread in threads)
+    asks.close()
+    answers.close()
+
+
 def test_many_connections_at_once(daemon: Daemon, lane: Lane, listener: Listener) -> None:
     accepts = [listener.accept_operation() for _ in range(50)]
     opens = [tls_open("127.0.0.1", listener.port, cafile=daemon.ca, alpn=["echo"], lane=lane) for _ in range(50)]
