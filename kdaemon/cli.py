@@ -95,6 +95,7 @@ def _parser() -> argparse.ArgumentParser:
     connect.add_argument(
         "--alpn", action="append", type=_protocol, metavar="PROTOCOL", help="offer this protocol, may be repeated"
     )
+    connect.add_argument("--session", metavar="FILE", help="resume with a ticket from this file, keep new ones there")
     connect.add_argument("--insecure", action="store_true", help="do not verify the certificate")
     _add_ktls(connect)
     _add_keylog(connect)
@@ -223,6 +224,7 @@ def _connect(options: argparse.Namespace) -> int:
         insecure=options.insecure,
         policy=options.ktls or "auto",
         keylog=_keylog_path() if options.keylog else "",
+        session=options.session or "",
     )
 
 

@@ -5,6 +5,7 @@ A peer that ends without one has truncated the stream, which is a failure.
 """
 
 import contextlib
+import hashlib
 import os
 import select
 import socket
@@ -18,6 +19,7 @@ from cryptography.utils import CryptographyDeprecationWarning
 from kdaemon import credentials, ktls
 from kdaemon.config import Certificate
 from kdaemon.observe import KeyLogFile
+from kdaemon.session_file import SessionFile
 from kdaemon.socket_records import KernelRecords, SocketRecords, UserRecords
 from kdaemon.tls.certificates import TrustStore
 from kdaemon.tls.client import ClientHandshake
@@ -26,6 +28,7 @@ from kdaemon.tls.constants import RECORD_SIZE_LIMIT_MAX, ContentType
 from kdaemon.tls.errors import CloseNotifyReceived, TlsError, TlsFault
 from kdaemon.tls.handshake import CLOSE_NOTIFY, Established
 from kdaemon.tls.post_handshake import ConnectionSecrets, ControlState, handle_control_record, start_key_update
+from kdaemon.tls.session import SessionTicket
 from kdaemon.tls.signing import Role, sign
 
 HANDSHAKE_DEADLINE_S = 10.0
@@ -47,10 +50,11 @@ def main(
     insecure: bool = False,
     policy: str = "auto",
     keylog: str = "",
+    session: str = "",
 ) -> int:
     """Runs the command; returns its exit status: 0, or 1 with the failure named on standard error.
 
-    `certificate`: files with our own chain and its key, for servers that ask.
+    `certificate`: files with our own chain and its key, for servers that ask. `session`: the file with tickets.
     """
     try:
         support = ktls.probe() if policy != "off" else None
@@ -72,8 +76,16 @@ def main(
             record_size_limit=record_size_limit,
             key_log=KeyLogFile(keylog) if keylog else None,
         )
+        name = servername or host
+        believed = (
+            "insecure" if insecure else hashlib.sha256(Path(cafile).read_bytes()).hexdigest() if cafile else "system"
+        )
+        scope = f"{name} at {host}:{port}, believed by {believed}, told {own.key_id if own else 'nothing'}"
+        sessions = _session_file(session, scope) if session else None
         with _connect(host, port) as sock:
-            established = _handshake(sock, config, servername or host, own)
+            established = _handshake(sock, config, name, own, sessions)
+            if sessions and established.retried:
+                sessions.prefer(established.group)
             in_kernel = (
                 support is not None
                 and established.cipher_suite in support.suites
@@ -81,7 +93,7 @@ def main(
             )
             records: SocketRecords = (KernelRecords if in_kernel else UserRecords)(sock, established)
             sock.setblocking(False)
-            _relay(sock, records, established)
+            _relay(sock, records, established, sessions)
     except (ConnectError, credentials.CredentialError, TlsError) as error:
         print(f"kdaemon: {host}:{port}: {error}", file=sys.stderr)
         return 1
@@ -101,6 +113,14 @@ def _trust(cafile: str | None) -> TrustStore:
         raise ConnectError(f"no trusted certificates{f' in {cafile}' if cafile else ''}: {reason}") from None
 
 
+def _session_file(path: str, scope: str) -> SessionFile:
+    try:
+        return SessionFile(path, scope)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise ConnectError(f"no session file at {path}: {reason}") from None
+
+
 def _connect(host: str, port: int) -> socket.socket:
     try:
         return socket.create_connection((host, port), HANDSHAKE_DEADLINE_S)
@@ -113,10 +133,22 @@ def _connect(host: str, port: int) -> socket.socket:
 
 
 def _handshake(
-    sock: socket.socket, config: ClientConfig, server_name: str, own: credentials.Credential | None
+    sock: socket.socket,
+    config: ClientConfig,
+    server_name: str,
+    own: credentials.Credential | None,
+    sessions: SessionFile | None,
 ) -> Established:
     """Record by record, so that not one byte behind the last handshake record is read: the kernel may want it."""
-    handshake = ClientHandshake(config, server_name, random=os.urandom, now_s=time.time())
+    now_s = time.time()
+    handshake = ClientHandshake(
+        config,
+        server_name,
+        random=os.urandom,
+        now_s=now_s,
+        session=sessions.take(now_s) if sessions else None,
+        group=sessions.group if sessions else None,
+    )
     deadline = time.monotonic() + HANDSHAKE_DEADLINE_S
     try:
         while True:
@@ -150,7 +182,7 @@ def _receive_exactly(sock: socket.socket, size: int, deadline: float) -> bytes:
     return bytes(data)
 
 
-def _relay(sock: socket.socket, records: SocketRecords, established: Established) -> None:
+def _relay(sock: socket.socket, records: SocketRecords, established: Established, sessions: SessionFile | None) -> None:
     """Until the peer's close_notify. Raises ConnectError on truncation, TlsError on breaches of protocol and alerts."""
     poller = select.poll()
     state = ControlState()
@@ -169,7 +201,9 @@ def _relay(sock: socket.socket, records: SocketRecords, established: Established
                 elif content_type == ContentType.APPLICATION_DATA and not state.fragment:
                     state.spend(time.time())  # legal, and nothing: so many of them are a flood
                 else:
-                    _control(records, established, content_type, content, state)
+                    tickets = _control(records, established, content_type, content, state)
+                    if sessions and tickets:
+                        sessions.keep(tickets)
         except BlockingIOError:
             pass
         except TlsFault as fault:
@@ -229,7 +263,8 @@ def _update_before_limit(records: SocketRecords, established: Established) -> No
 
 def _control(
     records: SocketRecords, established: Established, content_type: int, content: bytes, state: ControlState
-) -> None:
+) -> tuple[SessionTicket, ...]:
+    """Follows what the record says; the tickets in it."""
     secrets = _secrets(records, established)
     reaction = handle_control_record(Role.CLIENT, content_type, content, secrets, state=state, now_s=time.time())
     if reaction.error is not None:
@@ -245,6 +280,7 @@ def _control(
         records.send(ContentType.HANDSHAKE, reaction.messages)
     if reaction.tx is not None:
         records.rekey_tx(reaction.tx)
+    return reaction.tickets
 
 
 def _tell(records: SocketRecords, alert: bytes) -> None:

@@ -129,7 +129,7 @@ def load_self_signed(folder: Path | None = None, now: datetime.datetime | None =
     ) + certificate.public_bytes(serialization.Encoding.PEM)
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        _replace(path, pem, 0o600)
+        replace_file(path, pem, 0o600)
         _write_public(folder, certificate)
     except OSError as error:
         raise CredentialError(f"{path}: the self-signed certificate cannot be kept: {error.strerror}") from None
@@ -153,10 +153,10 @@ def _write_public(folder: Path, certificate: x509.Certificate) -> None:
             return
     except OSError:
         pass
-    _replace(path, pem, 0o644)
+    replace_file(path, pem, 0o644)
 
 
-def _replace(path: Path, data: bytes, mode: int) -> None:
+def replace_file(path: Path, data: bytes, mode: int) -> None:
     """Writes a file so that readers see the old or the new one, never a part, and never with wider permissions."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)

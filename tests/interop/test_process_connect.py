@@ -29,15 +29,23 @@ def daemon(kdaemon: Callable[..., Daemon]) -> Daemon:
 
 
 @contextmanager
-def server(issued: Issued, handle: Callable[[ssl.SSLSocket], None], **options: object) -> Iterator[int]:
-    """A TLS server for one connection, in Python's ssl; gives its port."""
+def server(
+    issued: Issued, handle: Callable[[ssl.SSLSocket], None], connections: int = 1, curve: str = "", **options: object
+) -> Iterator[int]:
+    """A TLS server for one connection, or several in turn, in Python's ssl; gives its port."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(issued.certificate, issued.key)
     context.set_alpn_protocols(["two"])
+    if curve:
+        context.set_ecdh_curve(curve)
     for name, value in options.items():
         setattr(context, name, value)
 
     def run() -> None:
+        for _ in range(connections):
+            serve_one()
+
+    def serve_one() -> None:
         plain, _ = listener.accept()
         plain.settimeout(DEADLINE_S)
         try:
@@ -199,3 +207,42 @@ def test_ktls_required_where_there_is_none(daemon: Daemon, tmp_path: Path) -> No
     completed = connect(daemon.port, ["--insecure", "--ktls", "require"], b"", tmp_path)
     assert completed.returncode == 1
     assert b"ktls is required and cannot be used" in completed.stderr
+
+
+@pytest.mark.guest
+def test_sessions_are_resumed_from_a_file(kdaemon: Callable[..., Daemon], site: Path, tmp_path: Path) -> None:
+    daemon, file = kdaemon("--workers", "1"), tmp_path / "session"
+    trusting = ["--cafile", str(daemon.ca), "--session", str(file)]
+
+    def handshakes(arguments: Sequence[str]) -> tuple[int, int]:
+        completed = connect(daemon.port, arguments, REQUEST, tmp_path)
+        assert (completed.returncode, completed.stderr) == (0, b"")
+        assert completed.stdout.partition(b"\r\n\r\n")[2] == (site / "large.bin").read_bytes()
+        workers: Any = status(daemon)["workers"]
+        return workers[0]["handshakes"]["full"], workers[0]["handshakes"]["resumed"]
+
+    assert handshakes(trusting) == (1, 0)
+    assert handshakes(trusting) == (1, 1)
+    assert file.stat().st_mode & 0o777 == 0o600
+    # Whoever was believed otherwise, or under another name, has to show a certificate.
+    assert handshakes(["--insecure", "--session", str(file)]) == (2, 1)
+    assert handshakes([*trusting, "--servername", "localhost"]) == (3, 1)
+    file.write_text("a letter to somebody")
+    completed = connect(daemon.port, trusting, b"", tmp_path)
+    assert (completed.returncode, b"a file of another kind" in completed.stderr) == (1, True)
+    assert file.read_text() == "a letter to somebody"
+
+
+def test_the_group_that_a_server_asked_for_is_offered_the_next_time(issued: Issued, tmp_path: Path) -> None:
+    hellos: list[int] = []
+
+    def watch(_connection: object, direction: str, _version: object, _kind: object, message: int, _data: bytes) -> None:
+        if (direction, message) == ("read", 1):  # ClientHello
+            hellos.append(message)
+
+    arguments = ["--cafile", str(issued.ca), "--session", str(tmp_path / "session")]
+    with server(issued, echo, 2, "secp384r1", num_tickets=0, _msg_callback=watch) as port:
+        for total in (2, 3):  # the first time there is a retry
+            completed = connect(port, arguments, b"hello", tmp_path)
+            assert (completed.returncode, completed.stdout) == (0, b"hello"), completed.stderr
+            assert len(hellos) == total
