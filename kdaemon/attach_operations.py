@@ -196,6 +196,8 @@ class ClientOperations:
         try:
             if role is not None and role not in self._settings.clients.roles:
                 raise OSError(errno.EACCES, f"the daemon is not configured for the {role} role")
+            if opcode in (abi.LISTEN, abi.OPEN, abi.START_TLS):
+                self._check_certificate(operation)
             if opcode == abi.LISTEN:
                 self._listen(operation)
             elif opcode in (abi.OPEN, abi.CONNECT):
@@ -325,7 +327,6 @@ class ClientOperations:
         plain = bool(operation.parameters["flags"] & abi.PARAMETER_PLAIN)
         if plain and (operation.parameters["certificate"] or operation.parameters["alpn"]):
             raise ValueError("what concerns TLS comes with START_TLS")
-        self._check_certificate(operation)
         family = socket.AF_INET6 if address.version == 6 else socket.AF_INET
         sock = socket.socket(family, socket.SOCK_STREAM)
         try:
@@ -408,11 +409,10 @@ class ClientOperations:
             self._engine.adopt(sock.detach(), self._ask(operation), foreign=True)
 
     def _handshake(self, operation: Operation) -> ClientHandshake | ServerHandshake:
-        """Raises ValueError, OSError (no such certificate)."""
+        """Raises ValueError."""
         if operation.role == "server":
             if operation.data or operation.text("server_name"):
                 raise ValueError("trust anchors and the server's name are the client's")
-            self._check_certificate(operation)
             return ServerHandshake(self._server_config(operation), random=os.urandom, now_s=time.time())
         name = operation.text("server_name") or operation.text("host")
         return ClientHandshake(self._client_config(operation), name, random=os.urandom, now_s=time.time())
@@ -428,6 +428,7 @@ class ClientOperations:
 
         return ClientConfig(
             verify=verify,
+            credential=self._settings.credentials.for_client(operation.text("certificate")),
             cipher_suites=self._settings.cipher_suites,
             alpn=operation.alpn(),
             record_size_limit=self._settings.record_size_limit,

@@ -1,11 +1,11 @@
 """Which certificate a worker presents: by server name, then by what the client can verify. Public parts only."""
 
 from base64 import b64decode
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from kdaemon.credentials import decode_chain
-from kdaemon.tls.configuration import Credential
+from kdaemon.tls.configuration import Credential, CredentialRequest
 from kdaemon.tls.signing import PeerSchemes
 
 
@@ -43,6 +43,15 @@ class CredentialStore:
     def knows(self, name: str) -> bool:
         """Whether a credential has exactly this name."""
         return name.lower() in self._by_name
+
+    def for_client(self, name: str) -> Callable[[CredentialRequest], Credential | None] | None:
+        """For ClientConfig: of those with exactly this name the first that the server can verify. None: no name."""
+        named = [candidate.credential for candidate in self._by_name.get(name.lower(), ())]
+
+        def choose(asked: CredentialRequest) -> Credential | None:
+            return next((each for each in named if set(each.schemes) & set(asked.signature_algorithms)), None)
+
+        return choose if name else None
 
     def select(self, server_name: str | None, schemes: PeerSchemes) -> Credential | None:
         """Of those for the exact name, then for its wildcard, then of all, the first whose key has a scheme in common.

@@ -13,12 +13,13 @@ from kdaemon_pyx.engine import Engine
 
 from kdaemon.handoff import ConnectionPolicy
 from kdaemon.key_client import KeyClient
-from kdaemon.key_protocol import ROLE_SERVER
+from kdaemon.key_protocol import ROLE_CLIENT, ROLE_SERVER
 from kdaemon.tls.client import ClientHandshake
 from kdaemon.tls.configuration import ServerConfig
 from kdaemon.tls.errors import AlertReceived, InternalError, PlainHttpReceived, TlsError
 from kdaemon.tls.handshake import Established
 from kdaemon.tls.server import ServerHandshake
+from kdaemon.tls.signing import Role
 
 _PLAIN_HTTP_BODY = (
     b"<!doctype html><title>400 Bad Request</title><h1>400 Bad Request</h1>"
@@ -151,9 +152,9 @@ class HandshakeDriver:
                 self.full += 1
             (self._owners.pop(connection, None) or self._policy).install(engine, connection, established)
         elif request := handshake.sign_request:
-            self._keys.request(
-                connection, bytes.fromhex(request.key_id), request.scheme, ROLE_SERVER, request.transcript_hash
-            )
+            role = ROLE_CLIENT if request.role is Role.CLIENT else ROLE_SERVER
+            key_id = bytes.fromhex(request.key_id)
+            self._keys.request(connection, key_id, request.scheme, role, request.transcript_hash)
         else:
             engine.receive(connection)
 

@@ -178,6 +178,7 @@ _BY_OPERATION: dict[tuple[int, int], str] = {
     (abi.START_TLS, errno.EINVAL): "the connection has TLS already, or a name, certificate or protocol is malformed",
     (abi.START_TLS, errno.EPIPE): "one direction of the connection has ended already",
     (abi.START_TLS, errno.ENOENT): "no certificate of this name is configured in the daemon",
+    (abi.OPEN, errno.ENOENT): "no certificate of this name is configured in the daemon",
 }
 
 

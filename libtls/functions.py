@@ -81,16 +81,20 @@ def tls_open(
     cafile: str | Path | None = None,
     cadata: bytes | None = None,
     insecure: bool = False,
+    certificate: str = "",
     timeout: float | None = None,
     lane: Lane | None = None,
 ) -> Operation[Connection]:
     """OPEN: resolve, connect, handshake, verify; its value is the connection.
 
     server_name: the name to verify, if it is not `host`. cafile, cadata: PEM certificates to trust instead of the
-    system's. timeout: the operation's deadline in seconds.
+    system's. certificate: a name that one of the daemon's configured certificates has, for servers that ask who the
+    client is; its key stays there. timeout: the operation's deadline in seconds.
     """
     lane = lane or current_lane()
-    parameters = tls_parameters(server_name=server_name, alpn=alpn, insecure=insecure, host=host, port=port)
+    parameters = tls_parameters(
+        server_name=server_name, alpn=alpn, insecure=insecure, host=host, port=port, certificate=certificate
+    )
     raw = lane.post(abi.OPEN, data=_pem(cafile, cadata), timeout=timeout, parameters=parameters)
     return Operation(lane, raw, lambda done: Connection(lane, done.result))
 
@@ -119,13 +123,12 @@ def tls_start(
 ) -> Operation[Connection]:
     """START_TLS: the handshake on a connection without TLS; its value is `conn`.
 
-    server_name: whom to verify, as the client. server_side: this side is the server, with a certificate of the
-    daemon's configuration as in `tls_listen`. EBUSY while other operations of the connection are in flight.
+    server_name: whom to verify, as the client. server_side: this side is the server. certificate: of the daemon's
+    configuration, as in `tls_listen` or `tls_open`. EBUSY while other operations of the connection are in flight.
     """
-    parameters = tls_parameters(server_name=server_name, alpn=alpn, insecure=insecure)
+    parameters = tls_parameters(server_name=server_name, alpn=alpn, insecure=insecure, certificate=certificate)
     if server_side:
         parameters["flags"] = abi.PARAMETER_SERVER
-        parameters["certificate"] = certificate.encode()
     data = _pem(cafile, cadata)
     raw = conn.lane.post(abi.START_TLS, conn.handle, data=data, timeout=timeout, parameters=parameters)
     return Operation(conn.lane, raw, lambda done: conn)

@@ -157,7 +157,13 @@ class Lane:
 
 
 def tls_parameters(
-    *, server_name: str | None, alpn: Sequence[str], insecure: bool, host: str = "", port: int = 0
+    *,
+    server_name: str | None,
+    alpn: Sequence[str],
+    insecure: bool,
+    host: str = "",
+    port: int = 0,
+    certificate: str = "",
 ) -> Parameters:
     """The operation slot's fields of OPEN, CONNECT and START_TLS."""
     return {
@@ -165,6 +171,7 @@ def tls_parameters(
         "port": port,
         "server_name": _host(server_name or ""),
         "alpn": alpn_bytes(alpn),
+        "certificate": certificate.encode(),
         "flags": abi.PARAMETER_INSECURE if insecure else 0,
     }
 

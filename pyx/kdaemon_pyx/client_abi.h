@@ -145,7 +145,7 @@ struct client_parameters {
     uint8_t host[256];            /*  16: CONNECT, OPEN: name or address; LISTEN: address */
     uint8_t server_name[256];     /* 272: name that the certificate must have */
     uint8_t alpn[256];            /* 528: protocols as in RFC 7301: each a length octet and the name */
-    uint8_t certificate[128];     /* 784: LISTEN, START_TLS (server): name of the certificate in the daemon's configuration */
+    uint8_t certificate[128];     /* 784: name of the certificate in the daemon's configuration; as a client (OPEN, START_TLS): since 1.2 */
     uint8_t reserved[112];        /* 912: zero */
 };
 

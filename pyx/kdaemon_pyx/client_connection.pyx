@@ -12,8 +12,10 @@ from libc.string cimport memcpy, memset, strlen
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
 from kdaemon_pyx cimport liburing as lu
-from kdaemon_pyx.client_abi cimport CLIENT_DETAIL_ALERT_SENT, CLIENT_DETAIL_TRUNCATED, CLIENT_RECORD_LAYER_KERNEL, CLIENT_RECORD_LAYER_USER
-from kdaemon_pyx.client_abi cimport client_info
+from kdaemon_pyx.client_abi cimport (
+    CLIENT_DETAIL_ALERT_RECEIVED, CLIENT_DETAIL_ALERT_SENT, CLIENT_DETAIL_TRUNCATED, CLIENT_RECORD_LAYER_KERNEL, CLIENT_RECORD_LAYER_USER,
+    client_info,
+)
 from kdaemon_pyx.client_admission cimport Clients
 from kdaemon_pyx.client_endpoint cimport (
     client_connection_closed, client_end_of_data, client_established, client_fill, client_filled, client_read_failed, client_received, client_sent,
@@ -246,6 +248,8 @@ cdef void tell_end(Connection* c, ClientEndpoint* endpoint) noexcept nogil:
         connection_cancel_receive(c)               # nothing is in flight behind the end: it comes back at once
     if c.end_of_data:
         client_end_of_data(endpoint)
+    elif c.alert_received:
+        client_read_failed(endpoint, -EPROTO, CLIENT_DETAIL_ALERT_RECEIVED | c.alert_received)
     else:
         client_read_failed(endpoint, -ECONNRESET, CLIENT_DETAIL_TRUNCATED)
 
@@ -306,7 +310,9 @@ cdef void on_closed(Connection* c) noexcept nogil:
     if endpoint == NULL:
         return
     c.service_state = NULL
-    if reason == CLOSE_TRUNCATED:
+    if c.alert_received:               # that is why, whatever came of it
+        error, detail = -EPROTO, CLIENT_DETAIL_ALERT_RECEIVED | c.alert_received
+    elif reason == CLOSE_TRUNCATED:
         error, detail = -ECONNRESET, CLIENT_DETAIL_TRUNCATED
     elif reason == CLOSE_DEADLINE:
         error = -ETIMEDOUT

@@ -12,7 +12,7 @@ from libc.string cimport memcpy, memmove
 from kdaemon_pyx.core cimport (
     CLOSE_KEY_UPDATE, CLOSE_LIMIT, CLOSE_RECORD, CLOSE_RESOURCES, RECORD_LAYER_KERNEL, CloseReason, Connection)
 from kdaemon_pyx.lifecycle cimport EVENT_KIND_CONTROL_RECORD, connection_terminate, event_push_keys
-from kdaemon_pyx.record cimport ALERT_CLOSE_NOTIFY, ALERT_UNEXPECTED_MESSAGE, CONTENT_ALERT, CONTENT_HANDSHAKE
+from kdaemon_pyx.record cimport ALERT_CLOSE_NOTIFY, ALERT_UNEXPECTED_MESSAGE, ALERT_USER_CANCELED, CONTENT_ALERT, CONTENT_HANDSHAKE
 from kdaemon_pyx.transmit cimport transmit_alert, transmit_discard
 
 cdef enum:
@@ -141,6 +141,8 @@ cdef void control_record(Connection* c, int content_type, const uint8_t* data, u
         if length == 2 and data[1] == ALERT_CLOSE_NOTIFY:
             c.end_of_data = 1
         else:
+            if length == 2 and data[1] != ALERT_USER_CANCELED:
+                c.alert_received = data[1]
             hand_up(c, content_type, data, length)
     elif content_type == CONTENT_HANDSHAKE and length:
         handshake_messages(c, data, length)

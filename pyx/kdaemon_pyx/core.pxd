@@ -193,6 +193,7 @@ cdef struct Connection:
     uint8_t sent_pending           # on_sent is due when all is out
     uint8_t finishing              # 1: asked for, 2: close_notify queued or not needed, 3: FIN sent or being sent
     uint8_t alert_sent             # a fatal alert was queued: no close_notify
+    uint8_t alert_received         # the description of the peer's fatal alert (none is 0: that is close_notify)
     uint8_t established            # on_established was called, on_closed is due
     uint8_t draining_told
     uint8_t key_limit_told
