@@ -77,10 +77,8 @@ def main(
             key_log=KeyLogFile(keylog) if keylog else None,
         )
         name = servername or host
-        believed = (
-            "insecure" if insecure else hashlib.sha256(Path(cafile).read_bytes()).hexdigest() if cafile else "system"
-        )
-        scope = f"{name} at {host}:{port}, believed by {believed}, told {own.key_id if own else 'nothing'}"
+        trust = "nobody" if insecure else _digest(cafile) if cafile else "the system"
+        scope = f"{name} at {host}:{port}, believed by {trust}, shown {own.key_id if own else 'nothing'}"
         sessions = _session_file(session, scope) if session else None
         with _connect(host, port) as sock:
             established = _handshake(sock, config, name, own, sessions)
@@ -111,6 +109,10 @@ def _trust(cafile: str | None) -> TrustStore:
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise ConnectError(f"no trusted certificates{f' in {cafile}' if cafile else ''}: {reason}") from None
+
+
+def _digest(path: str) -> str:
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
 def _session_file(path: str, scope: str) -> SessionFile:
