@@ -170,13 +170,12 @@ class Attachments:
         """The program's waits see the hang-up. Descriptors that nobody received are closed with the socket."""
         unread = b""
         with contextlib.suppress(OSError):
+            sock.shutdown(socket.SHUT_RDWR)  # nothing more comes
             unread = sock.recv(1, socket.MSG_PEEK)
-        if not unread:
+        if unread:
+            self._operations.descriptors.closer.close(sock.detach())
+        else:
             sock.close()
-            return
-        with contextlib.suppress(OSError):
-            sock.shutdown(socket.SHUT_RDWR)
-        self._operations.descriptors.closer.close(sock.detach())
 
     def _events(self, _mask: int) -> None:
         event: Any

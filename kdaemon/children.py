@@ -66,10 +66,13 @@ class Child:
         self._loop.add_reader(channel.fileno(), self._readable)
         self._loop.add_reader(self._pidfd, self._exited)
 
-    def send(self, message: Message, fds: tuple[int, ...] = ()) -> None:
-        """Sends a message; a child that is gone, or that has not read for a long time, does not get it."""
-        with suppress(OSError):
+    def send(self, message: Message, fds: tuple[int, ...] = ()) -> bool:
+        """Sends a message; a child that is gone, or that has not read for a long time, does not get it: False."""
+        try:
             self.channel.send(message, fds)
+        except OSError:
+            return False
+        return True
 
     def kill(self, number: int = signal.SIGKILL) -> None:
         """Sends a signal; harmless when the process has ended."""

@@ -29,6 +29,7 @@ REQUEST_DEADLINE_S = 5.0
 CLIENT_DEADLINE_S = 10.0
 CONNECTIONS_MAX = 128  # at a time, of those that are not handed on to a worker yet
 _ACCEPT_PAUSE_S = 0.1  # when no descriptor is left
+_REFUSAL = json.dumps({"error": "only root and the daemon's own user may give commands"}).encode() + b"\n"
 PATH_SIZE_MAX = 107  # sun_path
 
 
@@ -40,7 +41,8 @@ class ControlServer:
     """Listens on the daemon's UNIX socket. Owns the socket, its file and a lock file beside it.
 
     The lock tells a living daemon's socket from a stale file, which is replaced. `path` empty: the default path; if
-    another daemon has that one, `NAME-PID.sock` beside it. Raises ControlError.
+    another daemon has that one, `NAME-PID.sock` beside it. `attach` is given the programs that attach; it duplicates
+    what it takes, and says whether it did. Raises ControlError.
     """
 
     def __init__(
@@ -48,7 +50,7 @@ class ControlServer:
         path: str,
         handle: Callable[[Message], Awaitable[Message]],
         log: Any,
-        attach: Callable[[socket.socket], None] | None = None,
+        attach: Callable[[socket.socket], bool] | None = None,
         open_to_all: bool = False,
     ) -> None:
         self._handle = handle
@@ -123,12 +125,15 @@ class ControlServer:
 
     async def _serve(self, connection: socket.socket, uid: int) -> None:
         loop = asyncio.get_running_loop()
+        handed_on = False
         try:
             async with asyncio.timeout(REQUEST_DEADLINE_S):
                 await _readable(connection)
                 if connection.recv(1, socket.MSG_PEEK) not in (b"{", b""):
-                    if self._attach is not None:
-                        self._attach(connection)
+                    handed_on = self._attach is not None and self._attach(connection)
+                    return
+                if uid not in (0, os.geteuid()):
+                    connection.send(_REFUSAL)  # and nothing is received: see _close()
                     return
                 request = b""
                 while not request.endswith(b"\n") and len(request) < REQUEST_SIZE_MAX:
@@ -136,20 +141,30 @@ class ControlServer:
                     if not received:
                         return
                     request += received
-            response = await self._answer(uid, request)
+            response = await self._answer(request)
             async with asyncio.timeout(REQUEST_DEADLINE_S):
                 await loop.sock_sendall(connection, json.dumps(response).encode() + b"\n")
         except (OSError, TimeoutError):
             pass  # it went away, or never finished its request
         finally:
-            connection.close()
+            if handed_on:
+                connection.close()
+            else:
+                self._close(connection)
 
-    async def _answer(self, uid: int, request: bytes) -> Message:
-        if uid not in (0, os.geteuid()):
-            return {"error": "only root and the daemon's own user may give commands"}
+    def _close(self, connection: socket.socket) -> None:
+        """A stranger may have sent descriptors whose last close waits for somebody: what nobody received goes to a
+        worker all the same, which finds it to be no hello, and has a thread for such closes."""
+        with contextlib.suppress(OSError):
+            connection.shutdown(socket.SHUT_RDWR)  # nothing more comes
+            if connection.recv(1, socket.MSG_PEEK) and self._attach is not None:
+                self._attach(connection)
+        connection.close()
+
+    async def _answer(self, request: bytes) -> Message:
         try:
             message = json.loads(request)
-            self._log.debug("control", command=message.get("command"), uid=uid)
+            self._log.debug("control", command=message.get("command"))
             return {"result": await self._handle(message)}
         except Exception as error:  # noqa: BLE001 - the daemon outlives any request; the asker is told
             return {"error": str(error)}

@@ -429,11 +429,11 @@ class Supervisor:
         if self._reloaded is not None and not self._reloaded.done():
             self._reloaded.set_result(problem)
 
-    def _attach_client(self, connection: socket.socket) -> None:
-        """A libtls program: its lane is a worker, which reads the hello and decides."""
+    def _attach_client(self, connection: socket.socket) -> bool:
+        """A libtls program: its lane is a worker, which reads the hello and decides. False: no worker is ready."""
         workers = [slot for slot in self._slots if slot.child is not None and slot.ready]
         if not workers:
-            return
+            return False
         lane = lane_of_hello(connection.recv(HELLO_SIZE, socket.MSG_PEEK))
         if lane is None:
             self._next_lane += 1
@@ -441,7 +441,7 @@ class Supervisor:
         slot = workers[lane % len(workers)]
         assert slot.child is not None
         message = {"type": "attach", "lane_count": len(workers), "uid": os.geteuid()}
-        slot.child.send(message, (connection.fileno(),))
+        return slot.child.send(message, (connection.fileno(),))
 
     async def _control_request(self, request: Message) -> Message:
         match request.get("command"):

@@ -89,7 +89,7 @@ def test_what_is_no_command_is_handed_on_unread(tmp_path: Path) -> None:
     attached: list[bytes] = []
 
     async def run() -> None:
-        async with server(path, lambda connection: attached.append(connection.recv(64))):
+        async with server(path, lambda connection: attached.append(connection.recv(64)) or True):
             reader, writer = await asyncio.open_unix_connection(path)
             writer.write(b"ltdk" + bytes(60))
             assert await reader.read() == b""
@@ -97,6 +97,34 @@ def test_what_is_no_command_is_handed_on_unread(tmp_path: Path) -> None:
 
     asyncio.run(run())
     assert attached == [b"ltdk" + bytes(60)]
+
+
+def test_what_a_stranger_sends_is_never_received_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor closed with the descriptors in it, whose last close may wait for their owner: a worker gets it for that."""
+    path = str(tmp_path / "kd.sock")
+    monkeypatch.setattr(control, "_user", lambda connection: -1)
+    handed_on: list[socket.socket] = []
+
+    def attach(connection: socket.socket) -> bool:
+        handed_on.append(connection.dup())
+        return True
+
+    async def run() -> None:
+        async with server(path, attach):
+            with socket.socket(socket.AF_UNIX) as stranger:
+                stranger.connect(path)
+                command = b'{"command": "status"}\n'
+                socket.send_fds(stranger, [command], [stranger.fileno()])
+                reader, writer = await asyncio.open_unix_connection(sock=stranger.dup())
+                assert b"only root" in await asyncio.wait_for(reader.readline(), DEADLINE_S)
+                writer.close()
+            [unread] = handed_on
+            data, descriptors, _, _ = socket.recv_fds(unread, 100, 1)
+            assert (data, len(descriptors)) == (command, 1)
+            unread.close()
+            os.close(descriptors[0])
+
+    asyncio.run(run())
 
 
 @pytest.mark.parametrize("request_", [b"{}\n", b"{nonsense}\n", b"{" + b"x" * 8000 + b"\n", b"{\xff\n"])
@@ -162,7 +190,7 @@ def test_a_silent_crowd_keeps_nobody_out(tmp_path: Path, monkeypatch: pytest.Mon
             assert await ask("status", path) == {"echo": "status"}
             for reader, writer in slow:
                 writer.write(b"{}\n")
-                assert b"only root" in await asyncio.wait_for(reader.read(), DEADLINE_S)
+                assert b"only root" in await asyncio.wait_for(reader.readline(), DEADLINE_S)
             for _, writer in slow + crowd:
                 writer.close()
 
