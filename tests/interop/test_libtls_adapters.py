@@ -1,7 +1,8 @@
-"""What is built on libtls: the socket-like object, http.client, httpx and requests."""
+"""What is built on libtls: ways to read, files, the socket-like object, http.client, httpx and requests."""
 
 from __future__ import annotations
 
+import array
 import asyncio
 import contextlib
 import functools
@@ -23,6 +24,7 @@ from support.rings import Peer, in_thread, server_context
 from support.waiting import DEADLINE_S, eventually
 
 from libtls import Lane
+from libtls.functions import tls_start
 from libtls.http import RequestsAdapter, httpx_transport
 from libtls.http_async import httpx_async_transport
 from libtls.sock import TlsSocket
@@ -46,6 +48,42 @@ def lane(daemon: Daemon) -> Iterator[Lane]:
     lane = Lane.attach(str(daemon.stderr_path.parent / "kdaemon.sock"))
     yield lane
     lane.close()
+
+
+def test_ways_to_read(daemon: Daemon, lane: Lane, peer: Peer) -> None:
+    """In the ring's arena without a copy, into a buffer of the program's, and as files."""
+    connection, accepted = peer.meet(lane)
+    starting = tls_start(connection, "localhost", cafile=daemon.ca)
+    assert daemon.issued is not None
+    tls = server_context(daemon.issued).wrap_socket(accepted, server_side=True)
+    starting.wait(DEADLINE_S)
+    tls.sendall(b"in the arena")
+    with connection.read_operation() as operation:
+        operation.wait(DEADLINE_S)
+        with operation.view() as view:
+            assert view == b"in the arena"
+            with pytest.raises(BufferError):
+                operation.destroy()
+        operation.destroy()
+    tls.sendall(b"into a buffer")
+    buffer = array.array("H", bytes(8))
+    assert connection.readinto(memoryview(buffer)[1:3], timeout=DEADLINE_S) == 4
+    assert buffer.tobytes() == b"\0\0into\0\0"
+    assert connection.readinto(bytearray(), timeout=DEADLINE_S) == 0
+    assert connection.read(timeout=DEADLINE_S) == b" a buffer"
+    file = connection.makefile()
+    file.write(b"a line\n")
+    file.flush()
+    assert tls.recv(100) == b"a line\n"
+    tls.sendall(b"one\ntwo\nthree")
+    assert file.readline() == b"one\n"
+    assert file.readline() == b"two\n"
+    assert file.read(5) == b"three"
+    file.close()
+    connection.write(b"still open")
+    assert tls.recv(100) == b"still open"
+    connection.close()
+    tls.close()
 
 
 def test_http_client(daemon: Daemon, lane: Lane) -> None:

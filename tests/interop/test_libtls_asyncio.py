@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
+import uvloop
 from support.certificates import Issued
 from support.daemon import Daemon, serve
 from support.protocols import Recorder
@@ -30,7 +31,11 @@ def daemon(
         daemon.stop()
 
 
-def run(daemon: Daemon, main: Callable[[Lane], Awaitable[None]]) -> None:
+def run(
+    daemon: Daemon,
+    main: Callable[[Lane], Awaitable[None]],
+    new_loop: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop,
+) -> None:
     """`main` in an event loop of its own, with a lane of its own."""
 
     async def bounded() -> None:
@@ -41,7 +46,8 @@ def run(daemon: Daemon, main: Callable[[Lane], Awaitable[None]]) -> None:
         finally:
             lane.close()
 
-    asyncio.run(bounded())
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        runner.run(bounded())
 
 
 async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -51,7 +57,8 @@ async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> No
     writer.close()
 
 
-def test_streams_both_ends(daemon: Daemon) -> None:
+@pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+def test_streams_both_ends(daemon: Daemon, new_loop: Callable[[], asyncio.AbstractEventLoop]) -> None:
     async def main(lane: Lane) -> None:
         async with await aio.start_server(echo, certificate="localhost", lane=lane) as server:
             reader, writer = await aio.open_connection("localhost", server.port, cafile=daemon.ca, lane=lane)
@@ -69,7 +76,7 @@ def test_streams_both_ends(daemon: Daemon) -> None:
             writer.close()
             await writer.wait_closed()
 
-    run(daemon, main)
+    run(daemon, main, new_loop)
 
 
 def test_a_server_that_asyncio_and_ssl_talk_to(daemon: Daemon) -> None:
