@@ -6,6 +6,7 @@ What moves the bytes is compiled (kdaemon_pyx.client_stream); the transport here
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -56,8 +57,9 @@ async def wait(operation: Operation[Value]) -> Value:
         try:
             await future
         except asyncio.CancelledError:
-            if not raw.done and not lane.ring.is_dead:
-                lane.cancel(raw)
+            if not raw.done:
+                with contextlib.suppress(TlsError):  # the ring is full, or the daemon gone
+                    lane.cancel(raw)
             if raw.opcode in _OPENING:
                 lane.ring.on_done(raw, lambda done: close_unwanted(lane, done.result))
             raise

@@ -52,7 +52,7 @@ class Stream:
     def end_writing(self) -> None:
         """Nothing more may be written; what was written still leaves."""
     def hold(self) -> None:
-        """Nothing more is posted; the READ in flight is called back, and what it brings delivered, even to who paused.
+        """Nothing more is posted; the READ in flight is called back. What it brings, or brought, is delivered, even to who paused.
 
         A BARRIER behind it tells when nothing is in flight. BlockingIOError: the ring is full.
         """

@@ -401,6 +401,8 @@ cdef class Stream(Pending):
             self.ring.publish()
             self.reader.posted()
         self.holding = True
+        if self.arrived:               # from before TLS, and must not come behind its start
+            self.deliver()
 
     def resume(self) -> None:
         self.holding = False

@@ -458,6 +458,30 @@ def test_writes_during_start_tls_go_out_with_tls(daemon: Daemon, lane: Lane) -> 
     run(main)
 
 
+def test_what_a_paused_transport_holds_does_not_pass_for_tls(lane: Lane, peer: Peer) -> None:
+    """It comes before TLS starts, to whoever is paused."""
+
+    async def main() -> None:
+        transport, protocol = await aio.create_connection(Recorder, "127.0.0.1", peer.port, tls=False, lane=lane)
+        assert isinstance(protocol, Recorder)
+        await protocol.until(lambda: "made" in protocol.calls)
+        await asyncio.sleep(0)  # the READ is posted
+        transport.pause_reading()
+        other, _ = peer.listener.accept()
+        other.sendall(b"injected")
+        while lane.ring.in_flight:
+            await asyncio.sleep(0)
+        assert protocol.data == b""
+        starting = asyncio.ensure_future(aio.start_tls(transport, "localhost"))
+        assert await protocol.has(8) == b"injected"
+        other.close()
+        with pytest.raises((ConnectionError, TlsError)):
+            await starting
+        assert protocol.data == b"injected"
+
+    run(main)
+
+
 def test_start_tls_of_what_has_ended(lane: Lane, peer: Peer) -> None:
     async def main() -> None:
         transport, protocol = await aio.create_connection(Recorder, "127.0.0.1", peer.port, tls=False, lane=lane)
