@@ -61,7 +61,7 @@ class Child:
         self._pidfd = os.pidfd_open(pid)
         self._loop = asyncio.get_running_loop()
         self._unanswered = 0
-        self._ping_timer: asyncio.TimerHandle | None = None
+        self._timer: asyncio.TimerHandle | None = None  # of what is waited for: its start, then the next ping
         channel.socket.setblocking(False)
         self._loop.add_reader(channel.fileno(), self._readable)
         self._loop.add_reader(self._pidfd, self._exited)
@@ -80,18 +80,29 @@ class Child:
             with suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._pidfd, number)
 
+    def start_within(self, seconds: float, log: Any) -> None:
+        """Kills it, so that it is replaced or the reload ends, unless `watch` was called before: it is ready then."""
+
+        def too_late() -> None:
+            log.error("was not ready in time and is killed", process=self.name, pid=self.pid, seconds=seconds)
+            self.kill()
+
+        self._timer = self._loop.call_later(seconds, too_late)
+
     def watch(self, log: Any) -> None:
         """From now on it is asked for a sign of life every second; one that stays silent is killed, and so replaced.
 
         Questions are counted, not seconds: a machine that stood still has not asked.
         """
+        if self._timer is not None:
+            self._timer.cancel()
         if self._unanswered > PINGS_UNANSWERED_MAX:
             log.error("does not answer and is killed", process=self.name, pid=self.pid)
             self.kill()
             return
         self._unanswered += 1
         self.send({"type": "ping"})
-        self._ping_timer = self._loop.call_later(PING_INTERVAL_S, self.watch, log)
+        self._timer = self._loop.call_later(PING_INTERVAL_S, self.watch, log)
 
     def _readable(self) -> None:
         while self._pidfd >= 0:
@@ -109,8 +120,8 @@ class Child:
 
     def _exited(self) -> None:
         self._readable()  # its last words
-        if self._ping_timer is not None:
-            self._ping_timer.cancel()
+        if self._timer is not None:
+            self._timer.cancel()
         self._loop.remove_reader(self._pidfd)
         with suppress(ValueError, OSError):
             self._loop.remove_reader(self.channel.fileno())

@@ -159,6 +159,7 @@ class Supervisor:
         pid = process.spawn_module(f"kdaemon.{name}", theirs.fileno())
         theirs.close()
         child = Child(name, pid, ours, getattr(self, f"_{name}_says"), on_exit)
+        child.start_within(STARTUP_DEADLINE_S, self._log)
         child.send({"type": "start", "config": to_mapping(config), "supervisor": os.getpid()}, fds)
         return child
 
