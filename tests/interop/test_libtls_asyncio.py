@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import socket
 import ssl
+import struct
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
@@ -14,9 +16,10 @@ import uvloop
 from support.certificates import Issued
 from support.daemon import Daemon, serve
 from support.protocols import Recorder
+from support.rings import Peer, server_context
 from support.waiting import DEADLINE_S
 
-from libtls import Lane, aio
+from libtls import Lane, aio, errors
 
 
 @pytest.fixture(scope="module", params=["off", pytest.param("require", marks=pytest.mark.guest)])
@@ -91,6 +94,52 @@ def test_a_server_that_asyncio_and_ssl_talk_to(daemon: Daemon) -> None:
                 writer.write(data)
                 assert await reader.readexactly(size) == data
             writer.close()
+
+    run(daemon, main)
+
+
+@pytest.mark.parametrize(
+    ("ending", "expected"),
+    [
+        ("close_notify", type(None)),
+        ("FIN", errors.Truncated),
+        ("RST", ConnectionResetError),
+        ("broken record", errors.HandshakeError),
+    ],
+)
+def test_how_a_connection_was_lost(daemon: Daemon, peer: Peer, ending: str, expected: type) -> None:
+    """connection_lost() is told once, and why."""
+
+    def end() -> None:
+        plain, _ = peer.listener.accept()
+        assert daemon.issued is not None
+        tls = server_context(daemon.issued).wrap_socket(plain, server_side=True)
+        tls.sendall(b"x")
+        assert tls.recv(1) == b"y"
+        if ending == "close_notify":
+            tls.unwrap().close()
+        elif ending == "FIN":
+            tls.shutdown(socket.SHUT_WR)
+        elif ending == "RST":
+            tls.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        else:
+            with socket.socket(fileno=tls.detach()) as raw:
+                raw.sendall(b"\x17\x03\x03\x00\x20" + bytes(32))  # a record that nobody can open
+        tls.close()
+
+    async def main(lane: Lane) -> None:
+        ended = asyncio.get_running_loop().run_in_executor(None, end)
+        transport, protocol = await aio.create_connection(Recorder, "localhost", peer.port, cafile=daemon.ca, lane=lane)
+        assert isinstance(protocol, Recorder)
+        assert await protocol.has(1) == b"x"
+        transport.write(b"y")
+        assert isinstance(await protocol.lost, expected)
+        await ended
+        transport.write(b"ignored")
+        transport.close()
+        transport.abort()
+        await asyncio.sleep(0)
+        assert protocol.calls.count("lost") == 1
 
     run(daemon, main)
 
