@@ -22,7 +22,7 @@ from kdaemon_pyx import client_abi as abi
 from kdaemon_pyx import client_admission
 from kdaemon_pyx.client_admission import Clients
 
-from kdaemon.attach_descriptors import BrokenProtocolError, receive
+from kdaemon.attach_descriptors import BrokenProtocolError, close_elsewhere, receive
 from kdaemon.attach_operations import ClientOperations
 from kdaemon.config import Clients as ClientsConfig
 
@@ -77,8 +77,7 @@ class Attachments:
     def _greet(self, sock: socket.socket, lane_count: int, daemon_uid: int) -> None:
         pid, uid, gid = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
         data, fds = receive(sock, abi.HELLO_SIZE)
-        for fd in fds:  # nobody asked for any
-            self._operations.descriptors.closer.close(fd)
+        close_elsewhere(fds)  # nobody asked for any
         hello = abi.unpack_hello(data)
         if hello["version_major"] != abi.VERSION_MAJOR:
             raise OSError(errno.EPROTONOSUPPORT, f"version {hello['version_major']} of the client ring is asked for")
@@ -173,7 +172,7 @@ class Attachments:
             sock.shutdown(socket.SHUT_RDWR)  # nothing more comes
             unread = sock.recv(1, socket.MSG_PEEK)
         if unread:
-            self._operations.descriptors.closer.close(sock.detach())
+            close_elsewhere([sock.detach()])
         else:
             sock.close()
 

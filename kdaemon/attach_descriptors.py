@@ -1,14 +1,14 @@
 """Sockets that come from libtls clients (ADOPT) and go to them (EXPORT) over their attach sockets. Control thread only.
 
 What a client passes is not trusted to be a socket, nor to be one whose close returns: a last close waits for the peer
-where SO_LINGER is set, and for the file system's own daemon where it is a file of one. So a descriptor that is not
-adopted is closed by a thread of its own.
+where SO_LINGER is set, and for the file system's own daemon where it is a file of one. So what is not adopted is closed
+by a thread of its own, for which nobody else's descriptors wait.
 """
 
 import array
+import contextlib
 import errno
 import os
-import queue
 import select
 import socket
 import threading
@@ -31,26 +31,16 @@ class BrokenProtocolError(Exception):
     """The client said on its attach socket what no program of good will says."""
 
 
-class Closer:
-    """Closes descriptors in a thread that may wait, started with the first one."""
+def close_elsewhere(fds: Sequence[int]) -> None:
+    """Closes what one client passed, in a thread that may wait; owns the descriptors from here on."""
 
-    def __init__(self) -> None:
-        self._queue: queue.SimpleQueue[int] = queue.SimpleQueue()
-        self._thread: threading.Thread | None = None
+    def close() -> None:
+        for fd in fds:
+            with contextlib.suppress(OSError):  # closed all the same
+                os.close(fd)
 
-    def close(self, fd: int) -> None:
-        """Owns the descriptor from here on."""
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="close", daemon=True)
-            self._thread.start()
-        self._queue.put(fd)
-
-    def _run(self) -> None:
-        while True:
-            try:
-                os.close(self._queue.get())
-            except OSError:
-                pass  # closed all the same
+    if fds:
+        threading.Thread(target=close, name="close", daemon=True).start()
 
 
 def receive(sock: socket.socket, size: int) -> tuple[bytes, list[int]]:
@@ -75,7 +65,6 @@ class Descriptors:
     """The descriptors under way between one worker and its clients."""
 
     def __init__(self) -> None:
-        self.closer = Closer()
         self._sockets: dict[int, socket.socket] = {}  # client -> its attach socket, borrowed
         self._unclaimed: dict[int, dict[int, int]] = {}  # client -> user_data -> descriptor, owned
         self._exporting: dict[int, int] = {}  # client -> how many
@@ -88,9 +77,7 @@ class Descriptors:
     def forget(self, client: int) -> None:
         """A client is gone: what it passed and nobody asked for is closed."""
         self._sockets.pop(client, None)
-        for fd in self._unclaimed.pop(client, {}).values():
-            if fd >= 0:
-                self.closer.close(fd)
+        close_elsewhere([fd for fd in self._unclaimed.pop(client, {}).values() if fd >= 0])
 
     def arrived(self, client: int, message: bytes, fds: Sequence[int]) -> int:
         """A message on the attach socket; owns the descriptors. The user_data of the ADOPT that it is for.
@@ -103,8 +90,7 @@ class Descriptors:
             if opcode != abi.ADOPT or len(fds) > 1 or user_data in waiting or len(waiting) >= UNCLAIMED_MAX:
                 raise BrokenProtocolError("a descriptor that nothing asked for")
         except (ValueError, BrokenProtocolError) as error:
-            for fd in fds:
-                self.closer.close(fd)
+            close_elsewhere(fds)
             raise BrokenProtocolError(str(error)) from None
         waiting[user_data] = fds[0] if fds else -1
         return user_data
@@ -119,12 +105,12 @@ class Descriptors:
         try:
             sock = socket.socket(fileno=fd)
         except OSError:
-            self.closer.close(fd)
+            close_elsewhere([fd])
             raise OSError(errno.ENOTSOCK, "the descriptor is no socket") from None
         try:
             check_adoptable(sock)
         except OSError:
-            self.closer.close(sock.detach())
+            close_elsewhere([sock.detach()])
             raise
         return sock
 

@@ -22,7 +22,7 @@ from kdaemon_pyx.client_connection import SERVICE_CLIENTS
 from kdaemon_pyx.engine import Engine
 
 from kdaemon.attach_connect import Connector
-from kdaemon.attach_descriptors import Descriptors
+from kdaemon.attach_descriptors import Descriptors, close_elsewhere
 from kdaemon.config import Clients as ClientsConfig
 from kdaemon.credential_store import CredentialStore
 from kdaemon.handoff import hand_over
@@ -291,7 +291,7 @@ class ClientOperations:
             self.descriptors.send(operation.client, operation.user_data, fd)
         except OSError as error:
             result = -(error.errno or errno.EIO)
-        self.descriptors.closer.close(fd)
+        close_elsewhere([fd])
         self.answer(operation, result)
 
     def installed(self, connection: int) -> None:

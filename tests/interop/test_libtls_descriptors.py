@@ -219,6 +219,12 @@ def linger(sock: socket.socket) -> None:
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, LINGER_S))
 
 
+def has_no_reader(writer: int) -> bool:
+    poll = select.poll()
+    poll.register(writer, 0)
+    return bool(poll.poll(0))
+
+
 @pytest.mark.parametrize("how", ["adopted", "unclaimed", "refused", "in the socket"])
 def test_a_close_that_waits_holds_up_nobody(daemon: Daemon, how: str) -> None:
     """A descriptor whose last close lingers for an hour, because the peer reads nothing."""
@@ -255,6 +261,11 @@ def test_a_close_that_waits_holds_up_nobody(daemon: Daemon, how: str) -> None:
     with tls_open("localhost", daemon.port, cafile=daemon.ca, lane=other).wait(DEADLINE_S) as page:
         page.write(b"GET /page HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
         assert page.makefile().read().endswith(b"a page\n")
+    reader, writer = os.pipe()
+    with pytest.raises(TlsError), contextlib.closing(os.fdopen(reader)):
+        tls_adopt(reader, lane=other).wait(DEADLINE_S)
+    eventually(lambda: has_no_reader(writer), "another's descriptor is closed meanwhile")
+    os.close(writer)
     other.close()
     eventually(lambda: not status(daemon)["clients"], "all are detached")
     assert time.monotonic() - began < DEADLINE_S
