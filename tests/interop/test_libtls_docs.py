@@ -77,6 +77,14 @@ def connected(port: int) -> socket.socket | None:
     return None
 
 
+def test_no_example_is_left_out() -> None:
+    """Each is a file of docs/examples, which test_docs_examples.py runs, or one that is run here."""
+    files = {path.read_text() for path in (DOCUMENT.parent / "examples").iterdir()}
+    run_here = [text for _, text in re.findall(r"""example\(\s*(["'])(.*?)\1""", Path(__file__).read_text())]
+    for block in re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(), re.DOTALL):
+        assert block in files or any(text in block for text in run_here), block
+
+
 def test_starttls_as_client(daemon: Daemon, issued: Issued) -> None:
     """A mail server by Python's ssl that greets, knows STARTTLS, and then says who it is."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -119,6 +127,17 @@ def test_starttls_by_asyncio(daemon: Daemon) -> None:
         context = ssl.create_default_context(cafile=str(daemon.ca))
         with context.wrap_socket(plain, server_hostname="localhost") as tls:
             assert tls.recv(100) == b"hello over TLS\n"
+
+
+def test_a_protocol(daemon: Daemon) -> None:
+    port = free_port()
+    with program(daemon, example("class Shout", **{"8447": str(port)})):
+        plain = eventually(lambda: connected(port), "the server listens")
+        assert plain is not None
+        context = ssl.create_default_context(cafile=str(daemon.ca))
+        with context.wrap_socket(plain, server_hostname="localhost") as tls:
+            tls.sendall(b"hello")
+            assert tls.recv(100) == b"HELLO"
 
 
 def test_adopt(daemon: Daemon) -> None:
