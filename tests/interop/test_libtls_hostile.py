@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import mmap
 import os
 import pwd
 import signal
 import socket
 import ssl
+import struct
 import subprocess
 import sys
 import tempfile
@@ -354,6 +356,54 @@ def test_death_of_the_daemon_and_its_return(issued: Issued, tmp_path: Path) -> N
 
         eventually(again, "a new worker lets it attach").close()  # type: ignore[union-attr]
         daemon.stop()
+
+
+def post_nops(memory: mmap.mmap, count: int) -> None:
+    """Fills so many entries of the submission ring, and publishes them, without a look at the completions."""
+    (offset,) = struct.unpack_from("I", memory, 28)  # struct client_header: submission_offset
+    for number in range(count):
+        memory[offset + 64 * number : offset + 64 * (number + 1)] = struct.pack(
+            "BBHIQQ40x", abi.NOP, 0, 0, number, 0, 0
+        )
+    (tail,) = struct.unpack_from("I", memory, 64)
+    struct.pack_into("I", memory, 64, tail + count)
+
+
+def test_the_daemon_sleeps_where_it_can_do_nothing(daemon: Daemon) -> None:
+    """Beside a program that waits, with a deadline far away, and one that posts but reads no completions."""
+    engine = Path(f"/proc/{workers(daemon)[0]['pid']}/task")
+    lane = Lane.attach(socket_of(daemon))
+    connection = tls_open("localhost", daemon.port, cafile=daemon.ca, lane=lane).wait(DEADLINE_S)
+    connection.read_operation(timeout=3600)
+    with socket.socket(socket.AF_UNIX) as deaf:
+        deaf.connect(socket_of(daemon))
+        deaf.sendall(abi.pack_hello(submission_entries=16, completion_entries=16, slot_count=16, arena_size=4096))
+        _, (descriptor, doorbell), _, _ = socket.recv_fds(deaf, abi.HELLO_REPLY_SIZE, 2)
+        with mmap.mmap(descriptor, os.fstat(descriptor).st_size) as memory, socket.socket(fileno=doorbell) as bell:
+            post_nops(memory, 16)
+            bell.send(b"x")
+            eventually(lambda: struct.unpack_from("I", memory, 192) == (16,), "its completion ring is full")
+            post_nops(memory, 16)
+            bell.send(b"x")
+            samples: list[bool] = []
+
+            def sleeps() -> bool:
+                threads = [(task / "stat").read_text().rpartition(")")[2].split()[0] for task in engine.iterdir()]
+                samples.append(set(threads) == {"S"})
+                return len(samples) >= 20 and all(samples[-20:])
+
+            eventually(sleeps, "no thread of the worker runs")
+
+            def wakes() -> bool:
+                before = lane.ring.doorbells
+                lane.run(abi.NOP)
+                return lane.ring.doorbells == before + 1
+
+            eventually(wakes, "it is woken by the doorbell")
+            assert struct.unpack_from("I", memory, 128) == (16,), "no more of the other's was taken"
+        os.close(descriptor)
+    lane.close()
+    eventually(lambda: not status(daemon)["clients"], "both are gone")
 
 
 def test_many_clients(daemon: Daemon) -> None:
