@@ -1,7 +1,8 @@
 """What a client remembers of servers (RFC 8446 §4.6.1): tickets to resume with, and the group a server preferred."""
 
 from collections import OrderedDict
-from typing import Final, NamedTuple
+from collections.abc import Hashable
+from typing import Final, Generic, NamedTuple, Protocol, TypeVar
 
 from kdaemon.tls.constants import TICKET_LIFETIME_MAX_S
 from kdaemon.tls.key_schedule import SUITES, ticket_psk
@@ -44,44 +45,55 @@ def session_ticket(
     return SessionTicket(cipher_suite, psk, message.ticket, message.age_add, lifetime_s, now_s)
 
 
-class SessionCache:
-    """Tickets and preferred groups by server, the least recently used forgotten first. Not thread-safe.
+class Usable(Protocol):
+    """What a cache keeps: a SessionTicket, or more than that."""
+
+    def usable(self, now_s: float) -> bool:
+        """Whether it is still within its lifetime."""
+
+
+Server = TypeVar("Server", bound=Hashable)
+Session = TypeVar("Session", bound=Usable)
+
+
+class SessionCache(Generic[Server, Session]):
+    """Sessions and preferred groups by server, the least recently used forgotten first. Not thread-safe.
 
     The key is whatever tells servers apart for the caller: host, port, and everything that may not be mixed
-    (verification policy, client certificate).
+    (verification policy, client certificate). ``servers_max`` 0: nothing is kept.
     """
 
     def __init__(self, servers_max: int = 1024) -> None:
-        self._servers_max = servers_max
-        self._tickets: OrderedDict[str, list[SessionTicket]] = OrderedDict()
-        self._groups: OrderedDict[str, int] = OrderedDict()
+        self.servers_max = servers_max
+        self._sessions: OrderedDict[Server, list[Session]] = OrderedDict()
+        self._groups: OrderedDict[Server, int] = OrderedDict()
 
-    def put(self, server: str, ticket: SessionTicket) -> None:
-        """Remembers a ticket."""
-        tickets = self._tickets.setdefault(server, [])
-        tickets.append(ticket)
-        del tickets[:-TICKETS_PER_SERVER_MAX]
-        self._tickets.move_to_end(server)
-        while len(self._tickets) > self._servers_max:
-            self._tickets.popitem(last=False)
+    def put(self, server: Server, session: Session) -> None:
+        """Remembers a session."""
+        sessions = self._sessions.setdefault(server, [])
+        sessions.append(session)
+        del sessions[:-TICKETS_PER_SERVER_MAX]
+        self._sessions.move_to_end(server)
+        while len(self._sessions) > self.servers_max:
+            self._sessions.popitem(last=False)
 
-    def take(self, server: str, now_s: float) -> SessionTicket | None:
-        """The newest usable ticket, which is forgotten: tickets are for one use (RFC 8446 §C.4)."""
-        tickets = self._tickets.get(server, [])
-        while tickets:
-            ticket = tickets.pop()
-            if ticket.usable(now_s):
-                return ticket
-        self._tickets.pop(server, None)
+    def take(self, server: Server, now_s: float) -> Session | None:
+        """The newest usable session, which is forgotten: tickets are for one use (RFC 8446 §C.4)."""
+        sessions = self._sessions.get(server, [])
+        while sessions:
+            session = sessions.pop()
+            if session.usable(now_s):
+                return session
+        self._sessions.pop(server, None)
         return None
 
-    def put_group(self, server: str, group: int) -> None:
+    def put_group(self, server: Server, group: int) -> None:
         """Remembers the group a server asked for or used."""
         self._groups[server] = group
         self._groups.move_to_end(server)
-        while len(self._groups) > self._servers_max:
+        while len(self._groups) > self.servers_max:
             self._groups.popitem(last=False)
 
-    def group(self, server: str) -> int | None:
+    def group(self, server: Server) -> int | None:
         """The group to send a share of first."""
         return self._groups.get(server)

@@ -233,6 +233,10 @@ def test_session_cache():
     assert cache.group("a") is None
     assert cache.take("c", 1001.0) is not None
     assert cache.group("c") == 29
+    nothing = SessionCache(servers_max=0)
+    nothing.put("a", ticket(1))
+    nothing.put_group("a", 29)
+    assert (nothing.take("a", 1001.0), nothing.group("a")) == (None, None)
 
 
 def test_secrets_are_not_shown():
