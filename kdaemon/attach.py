@@ -119,6 +119,7 @@ class Attachments:
             os.close(doorbell_fd)
         client = AttachedClient(handle, sock, pidfd, pid, uid)
         self._attached[handle] = client
+        self._operations.users[handle] = uid
         self._operations.descriptors.attached(handle, sock)
         self._watch(sock.fileno(), lambda mask: self._said(client, mask), select.EPOLLIN | select.EPOLLRDHUP)
         if client.pidfd >= 0:

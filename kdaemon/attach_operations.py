@@ -12,9 +12,9 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from hashlib import sha256
 from typing import Any
 
-from cryptography import x509
 from cryptography.utils import CryptographyDeprecationWarning
 from kdaemon_pyx import client_abi as abi
 from kdaemon_pyx.client_admission import Clients
@@ -23,31 +23,21 @@ from kdaemon_pyx.engine import Engine
 
 from kdaemon.attach_connect import Connector
 from kdaemon.attach_descriptors import Descriptors, close_elsewhere
+from kdaemon.attach_facts import TLS_1_3, describe, fact
+from kdaemon.client_sessions import ClientSessions, Scope, Session
 from kdaemon.config import Clients as ClientsConfig
 from kdaemon.credential_store import CredentialStore
 from kdaemon.handoff import hand_over
 from kdaemon.handshake_driver import HandshakeDriver
-from kdaemon.tls import errors
 from kdaemon.tls.certificates import TrustStore
 from kdaemon.tls.client import ClientHandshake
 from kdaemon.tls.configuration import ClientConfig, ServerConfig
-from kdaemon.tls.errors import AlertReceived, TlsError, TlsFault
+from kdaemon.tls.errors import TlsError
 from kdaemon.tls.handshake import Established
 from kdaemon.tls.server import ServerHandshake
 
 _LISTENERS_FIRST = 1 << 16  # numbers below are the supervisor's listeners
 _TRUST_CACHE_MAX = 64
-_TLS_1_3 = 0x0304
-
-_CERTIFICATE_FACTS = {
-    errors.CertificateExpired: abi.DETAIL_CERTIFICATE_EXPIRED,
-    errors.CertificateNameMismatch: abi.DETAIL_CERTIFICATE_NAME,
-    errors.UnknownCertificateAuthority: abi.DETAIL_CERTIFICATE_UNTRUSTED,
-    errors.BadCertificate: abi.DETAIL_CERTIFICATE_BAD,
-    errors.UnsupportedCertificate: abi.DETAIL_CERTIFICATE_BAD,
-    errors.CertificateRevoked: abi.DETAIL_CERTIFICATE_BAD,
-    errors.CertificateUnknown: abi.DETAIL_CERTIFICATE_BAD,
-}
 
 
 @dataclass(slots=True, eq=False)
@@ -67,6 +57,8 @@ class Operation:
     connection: int = 0  # the engine's, once there is one
     handshake: ClientHandshake | ServerHandshake | None = None  # START_TLS: waits for the connection to be let go of
     chain: Sequence[bytes] = ()  # what the server presented
+    scope: Scope | None = None  # as the client: what may be remembered of the server, for whom
+    session: Session | None = None  # that is offered
 
     @property
     def key(self) -> tuple[int, int, int]:
@@ -127,11 +119,14 @@ class Connecting:
     operation: Operation
 
     def install(self, engine: Engine, connection: int, established: Established) -> None:
-        self.operations.clients.describe(self.operation.token, self.operations.describe(established))
-        self.operations.opening[connection] = self.operation
-        if self.operation.role != "server":
-            self.operations.client_role.add(connection)
-        hand_over(engine, connection, established, SERVICE_CLIENTS, self.operation.token)
+        operation = self.operation
+        if operation.role != "server":
+            self.operations.sessions.established(
+                connection, established, operation.scope, operation.session, time.time()
+            )
+        self.operations.clients.describe(operation.token, self.operations.describe(established))
+        self.operations.opening[connection] = operation
+        hand_over(engine, connection, established, SERVICE_CLIENTS, operation.token)
 
     def failed(self, connection: int, error: TlsError | None) -> None:
         number, detail = fact(error, self.operation.chain)
@@ -160,7 +155,8 @@ class ClientOperations:
         self.clients = clients
         self.installing: dict[int, int] = {}  # engine connection -> token of an accepted one, until it is installed
         self.opening: dict[int, Operation] = {}  # engine connection -> operation, until it is installed
-        self.client_role: set[int] = set()  # established connections in the client role
+        self.users: dict[int, int] = {}  # client -> its user
+        self.sessions = ClientSessions()
         self._engine = engine
         self._driver = driver
         self._connector = connector
@@ -172,11 +168,12 @@ class ClientOperations:
         self._asked: dict[int, Operation] = {}  # cookie of Engine.adopt, start_tls and export -> operation
         self._next_cookie = 0
         self._next_listener = _LISTENERS_FIRST
-        self._trust: dict[bytes, TrustStore] = {}
+        self._trust: dict[bytes, tuple[TrustStore, bytes]] = {}  # by PEM; with its SHA-256
 
     def configure(self, settings: Settings) -> None:
         """New connections begin with this, those of listeners that exist included."""
         self._settings = settings
+        self.sessions.configure(settings.clients.sessions_max)
         for number, listening in self._listening.items():
             if not listening.plain:
                 self._driver.configure_listener(number, self._server_config(listening.operation), listening)
@@ -244,7 +241,8 @@ class ClientOperations:
                 return
 
     def forget(self, client: int) -> None:
-        """A client is gone: nothing of it stays here."""
+        """A client is gone: nothing of it stays here, but what its user's programs may remember of servers."""
+        self.users.pop(client, None)
         for operation in [entry for entry in self._pending.values() if entry.client == client]:
             self._abandon(operation)
             del self._pending[operation.key]
@@ -285,7 +283,7 @@ class ClientOperations:
         if fd < 0:
             self.answer(operation, fd)
             return
-        self.client_role.discard(connection)
+        self.sessions.closed(connection)
         result = 0
         try:
             self.descriptors.send(operation.client, operation.user_data, fd)
@@ -302,7 +300,7 @@ class ClientOperations:
 
     def closed(self, connection: int) -> None:
         """EVENT_CLOSED: a connection that was never installed is answered for here."""
-        self.client_role.discard(connection)
+        self.sessions.closed(connection)
         if token := self.installing.pop(connection, 0):
             self.clients.forget(token)
         if operation := self.opening.pop(connection, None):
@@ -344,7 +342,7 @@ class ClientOperations:
             self._driver.configure_listener(number, self._server_config(operation), listening)
             self._engine.listen(number, sock.fileno())
         info = abi.pack_info(
-            tls_version=0 if plain else _TLS_1_3,
+            tls_version=0 if plain else TLS_1_3,
             cipher_suite=0,
             named_group=0,
             record_layer=0,
@@ -415,36 +413,54 @@ class ClientOperations:
                 raise ValueError("trust anchors and the server's name are the client's")
             return ServerHandshake(self._server_config(operation), random=os.urandom, now_s=time.time())
         name = operation.text("server_name") or operation.text("host")
-        return ClientHandshake(self._client_config(operation), name, random=os.urandom, now_s=time.time())
+        config = self._client_config(operation, name)
+        now_s = time.time()
+        operation.session = self.sessions.take(operation.scope, now_s)
+        return ClientHandshake(
+            config,
+            name,
+            random=os.urandom,
+            now_s=now_s,
+            session=operation.session.ticket if operation.session else None,
+            group=self.sessions.group(operation.scope),
+        )
 
-    def _client_config(self, operation: Operation) -> ClientConfig:
+    def _client_config(self, operation: Operation, name: str) -> ClientConfig:
+        """Also says what may be remembered of the server. Raises ValueError."""
+        certificate, alpn, credentials = operation.text("certificate"), operation.alpn(), self._settings.credentials
         verify: Callable[[Sequence[bytes], str, float], None] | None = None
+        trusted: bytes | None = None
         if not operation.parameters["flags"] & abi.PARAMETER_INSECURE:
-            trust = self._trust_store(operation.data)
+            trust, trusted = self._trust_store(operation.data)
 
             def verify(chain: Sequence[bytes], name: str, now_s: float) -> None:
                 operation.chain = chain
                 trust.verify_server(chain, name, now_s)
 
+        if name:
+            where = operation.text("host"), operation.parameters["port"]
+            presented = credentials.presented(certificate)
+            operation.scope = Scope(self.users[operation.client], name, *where, alpn, trusted, presented)
         return ClientConfig(
             verify=verify,
-            credential=self._settings.credentials.for_client(operation.text("certificate")),
+            credential=credentials.for_client(certificate),
             cipher_suites=self._settings.cipher_suites,
-            alpn=operation.alpn(),
+            alpn=alpn,
             record_size_limit=self._settings.record_size_limit,
             key_log=self._settings.key_log,
         )
 
-    def _trust_store(self, pem: bytes) -> TrustStore:
-        """The program's trust anchors, or the system's. Raises ValueError."""
-        store = self._trust.get(pem)
-        if store is None:
+    def _trust_store(self, pem: bytes) -> tuple[TrustStore, bytes]:
+        """The program's trust anchors, or the system's, and their digest (Scope.trusted). Raises ValueError."""
+        entry = self._trust.get(pem)
+        if entry is None:
             if len(self._trust) >= _TRUST_CACHE_MAX:
                 self._trust.clear()
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", CryptographyDeprecationWarning)
-                store = self._trust[pem] = TrustStore.from_pem(pem) if pem else TrustStore.system()
-        return store
+                store = TrustStore.from_pem(pem) if pem else TrustStore.system()
+            entry = self._trust[pem] = store, sha256(pem).digest() if pem else b""
+        return entry
 
     def _abandon(self, operation: Operation) -> None:
         """Stops what is under way for it; nothing of it comes back."""
@@ -453,45 +469,3 @@ class ClientOperations:
         if operation.connection:
             self._driver.abandon(operation.connection)
             self.opening.pop(operation.connection, None)
-
-
-def describe(established: Established, reason: str) -> bytes:
-    """What INFO answers; the engine adds addresses and record layer, and where `reason` is empty why it is that one."""
-    chain = established.peer_chain_der
-    return abi.pack_info(
-        tls_version=_TLS_1_3,
-        cipher_suite=established.cipher_suite,
-        named_group=established.group,
-        record_layer=0,
-        resumed=established.resumed,
-        port=0,
-        alpn=established.alpn or b"",
-        reason=reason,
-        server_name=established.server_name or "",
-        certificate=chain[0] if chain else b"",
-    )
-
-
-def fact(error: TlsError | None, chain: Sequence[bytes]) -> tuple[int, int]:
-    """(errno, detail) of a failed handshake: a different one for each thing that can be wrong with a certificate."""
-    if error is None:
-        return errno.ECONNABORTED, abi.DETAIL_TRUNCATED
-    if isinstance(error, AlertReceived):
-        return errno.EPROTO, abi.DETAIL_ALERT_RECEIVED | int(error.description)
-    untrusted = isinstance(error, errors.UnknownCertificateAuthority | errors.BadCertificate)
-    if untrusted and len(chain) == 1 and _self_signed(chain[0]):
-        return errno.EKEYREJECTED, abi.DETAIL_CERTIFICATE_SELF_SIGNED
-    for kind, detail in _CERTIFICATE_FACTS.items():
-        if isinstance(error, kind):
-            return errno.EKEYREJECTED, detail
-    if isinstance(error, TlsFault):
-        return errno.EPROTO, abi.DETAIL_ALERT_SENT | int(error.alert)
-    return errno.EPROTO, 0
-
-
-def _self_signed(der: bytes) -> bool:
-    try:
-        certificate = x509.load_der_x509_certificate(der)
-        return certificate.issuer == certificate.subject
-    except ValueError:
-        return False

@@ -100,6 +100,7 @@ class Clients:
     connections_max: int = bounded(4096, 1, 1_048_576)  # of one client, listeners included
     operations_max: int = bounded(4096, 1, 65_536)  # in flight, of one client
     arena_mib_max: int = bounded(64, 1, 2048)
+    sessions_max: int = bounded(256, 0, 65_536)  # servers that a worker remembers for them; 0: no resumption
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

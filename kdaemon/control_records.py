@@ -13,6 +13,7 @@ from kdaemon_pyx.engine import Engine
 
 from kdaemon.tls.constants import ContentType
 from kdaemon.tls.post_handshake import ConnectionSecrets, ControlState, NewKeys, handle_control_record, start_key_update
+from kdaemon.tls.session import SessionTicket
 from kdaemon.tls.signing import Role
 
 if TYPE_CHECKING:
@@ -34,8 +35,11 @@ class ControlRecords:
 
     def received(
         self, connection: int, content_type: int, data: bytes, keys: ConnectionKeys, role: Role = Role.SERVER
-    ) -> None:
-        """One record, decrypted: a KeyUpdate is followed, an alert or a breach of protocol ends the connection."""
+    ) -> tuple[SessionTicket, ...]:
+        """One record, decrypted: a KeyUpdate is followed, an alert or a breach of protocol ends the connection.
+
+        Returns the tickets in it.
+        """
         state = self._states.setdefault(connection, ControlState())
         reaction = handle_control_record(
             role, content_type, data, ConnectionSecrets(*keys), state=state, now_s=time.time()
@@ -47,13 +51,14 @@ class ControlRecords:
             if reaction.alert:
                 self._engine.send_control(connection, ContentType.ALERT, reaction.alert)
             self._engine.close(connection)
-            return
+            return ()
         if reaction.tx is not None:
             # Before the other direction: the next record that the engine opens comes up with this secret already.
             self._rekey(connection, TX, reaction.tx, reaction.messages)
         if reaction.rx is not None:
             self.key_updates += 1
             self._rekey(connection, RX, reaction.rx)
+        return reaction.tickets
 
     def key_limit(self, connection: int, keys: ConnectionKeys) -> None:
         """Our sending key nears its AEAD limit (RFC 8446, section 5.5): a KeyUpdate, and new keys behind it."""

@@ -2,6 +2,7 @@
 
 from base64 import b64decode
 from collections.abc import Callable, Sequence
+from hashlib import sha256
 from typing import Any, NamedTuple
 
 from kdaemon.credentials import decode_chain
@@ -52,6 +53,11 @@ class CredentialStore:
             return next((each for each in named if set(each.schemes) & set(asked.signature_algorithms)), None)
 
         return choose if name else None
+
+    def presented(self, name: str) -> bytes:
+        """SHA-256 of all that `for_client(name)` may present; empty: no name."""
+        chains = (candidate.credential.chain_der for candidate in self._by_name.get(name.lower(), ()))
+        return sha256(b"".join(der for chain in chains for der in chain)).digest() if name else b""
 
     def select(self, server_name: str | None, schemes: PeerSchemes) -> Credential | None:
         """Of those for the exact name, then for its wildcard, then of all, the first whose key has a scheme in common.

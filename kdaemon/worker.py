@@ -271,8 +271,10 @@ class Worker:
             if event[2] != "none":
                 self._installed(event[2], event[3])
         elif kind == events.EVENT_CONTROL_RECORD:
-            role = Role.CLIENT if event[1] in self._operations.client_role else Role.SERVER
-            self._control_records.received(event[1], event[2], event[3], event[4], role)
+            sessions = self._operations.sessions
+            role = Role.CLIENT if sessions.is_client(event[1]) else Role.SERVER
+            if tickets := self._control_records.received(event[1], event[2], event[3], event[4], role):
+                sessions.received(event[1], tickets)
         elif kind == events.EVENT_END_OF_FILE:
             driver.end_of_file(event[1])
         elif kind == events.EVENT_REKEYED:
