@@ -74,7 +74,9 @@ def daemon(
     request: pytest.FixtureRequest, issued: Issued, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Daemon]:
     directory: Path = tmp_path_factory.mktemp("site")
+    (directory / "index.html").write_bytes(b"<!doctype html><title>kdaemon</title>\n")
     (directory / "page").write_bytes(pattern(100_000))
+    (directory / "large.bin").write_bytes(pattern(1 << 20))
     arguments = ("--workers", "1", "--ktls", request.param)
     with serve(directory, *arguments, issued=issued, ends_by_itself=True) as daemon:
         yield daemon
@@ -83,7 +85,7 @@ def daemon(
 
 @pytest.fixture
 def lane(daemon: Daemon) -> Iterator[Lane]:
-    lane = Lane.attach(str(daemon.stderr_path.parent / "kdaemon.sock"))
+    lane = Lane.attach(daemon.socket_path)
     yield lane
     lane.close()
     eventually(lambda: not status(daemon)["clients"], "the client is detached")

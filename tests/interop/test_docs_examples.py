@@ -37,7 +37,7 @@ def daemon(issued: Issued, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 def start(daemon: Daemon, example: str, *arguments: str) -> subprocess.Popen[bytes]:
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
-        "KDAEMON_SOCKET": str(daemon.stderr_path.parent / "kdaemon.sock"),
+        "KDAEMON_SOCKET": daemon.socket_path,
         "SSL_CERT_FILE": str(daemon.ca),
         "REQUESTS_CA_BUNDLE": str(daemon.ca),
     }

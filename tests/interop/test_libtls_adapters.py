@@ -19,7 +19,7 @@ import urllib3
 from cryptography.hazmat.primitives import hashes, serialization
 from support.certificates import Issued
 from support.content import pattern
-from support.daemon import Daemon, serve
+from support.daemon import Daemon
 from support.rings import Peer, in_thread, server_context
 from support.waiting import DEADLINE_S, eventually
 
@@ -30,22 +30,9 @@ from libtls.http_async import httpx_async_transport
 from libtls.sock import TlsSocket
 
 
-@pytest.fixture(scope="module", params=["off", pytest.param("require", marks=pytest.mark.guest)])
-def daemon(
-    request: pytest.FixtureRequest, issued: Issued, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Daemon]:
-    directory: Path = tmp_path_factory.mktemp("site")
-    (directory / "index.html").write_bytes(b"<!doctype html><title>kdaemon</title>\n")
-    (directory / "large.bin").write_bytes(pattern(1 << 20))
-    arguments = ("--workers", "1", "--ktls", request.param)
-    with serve(directory, *arguments, issued=issued, ends_by_itself=True) as daemon:
-        yield daemon
-        daemon.stop()
-
-
 @pytest.fixture
 def lane(daemon: Daemon) -> Iterator[Lane]:
-    lane = Lane.attach(str(daemon.stderr_path.parent / "kdaemon.sock"))
+    lane = Lane.attach(daemon.socket_path)
     yield lane
     lane.close()
 

@@ -42,7 +42,7 @@ def run(
     """`main` in an event loop of its own, with a lane of its own."""
 
     async def bounded() -> None:
-        lane = Lane.attach(str(daemon.stderr_path.parent / "kdaemon.sock"), operations=4096)
+        lane = Lane.attach(daemon.socket_path, operations=4096)
         try:
             async with asyncio.timeout(DEADLINE_S):
                 await main(lane)

@@ -27,15 +27,11 @@ from libtls.functions import tls_open
 CROWD = 1000
 
 
-def path_of(daemon: Daemon) -> str:
-    return str(daemon.stderr_path.parent / "kdaemon.sock")
-
-
 @pytest.fixture(scope="module")
 def daemon(issued: Issued, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     directory: Path = tmp_path_factory.mktemp("site")
     with serve(directory, "--workers", "1", issued=issued, ends_by_itself=True) as daemon:
-        lane = Lane.attach(path_of(daemon))  # the first OPEN makes a thread that stays, and its sockets
+        lane = Lane.attach(daemon.socket_path)  # the first OPEN makes a thread that stays, and its sockets
         tls_open("localhost", daemon.port, cafile=daemon.ca, lane=lane).wait(DEADLINE_S).close()
         lane.close()
         eventually(lambda: not status(daemon)["clients"], "the first client is gone")
@@ -47,7 +43,7 @@ def daemon(issued: Issued, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 def path(daemon: Daemon) -> Iterator[str]:
     """The daemon's socket; afterwards nothing of the test may be left there."""
     before = descriptor_count(daemon.pids)
-    yield path_of(daemon)
+    yield daemon.socket_path
     libtls.tls_destroy()
     eventually(lambda: not status(daemon)["clients"], "nobody is attached")
     eventually(lambda: descriptor_count(daemon.pids) <= before, "the daemon has given everything back")

@@ -42,10 +42,6 @@ CONNECTIONS = 10_000
 CONNECTIONS_MAX = 4096  # the default of clients.connections_max
 
 
-def path_of(daemon: Daemon) -> str:
-    return str(daemon.stderr_path.parent / "kdaemon.sock")
-
-
 @pytest.fixture(scope="module")
 def daemon(issued: Issued, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     directory: Path = tmp_path_factory.mktemp("site")
@@ -57,7 +53,7 @@ def daemon(issued: Issued, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 @pytest.fixture
 def lane(daemon: Daemon) -> Iterator[Lane]:
-    lane = Lane.attach(path_of(daemon), lane=0, operations=32, arena_size=1 << 20)
+    lane = Lane.attach(daemon.socket_path, lane=0, operations=32, arena_size=1 << 20)
     yield lane
     lane.close()
 
@@ -112,7 +108,7 @@ def raw_attach(path: str, hello: bytes) -> tuple[bytes, list[int]]:
 
 def test_what_is_passed_is_safe_to_share(daemon: Daemon) -> None:
     """The memory cannot be resized or unsealed; the doorbell is a socket, never an eventfd."""
-    _, (memory, doorbell) = raw_attach(path_of(daemon), abi.pack_hello())
+    _, (memory, doorbell) = raw_attach(daemon.socket_path, abi.pack_hello())
     seals = fcntl.fcntl(memory, fcntl.F_GET_SEALS)
     assert seals == fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
     size = os.fstat(memory).st_size
@@ -129,7 +125,7 @@ def test_what_is_passed_is_safe_to_share(daemon: Daemon) -> None:
 
 
 def test_lanes_reach_their_workers(daemon: Daemon) -> None:
-    lanes = [Lane.attach(path_of(daemon), lane=number) for number in (0, 1, 2)]
+    lanes = [Lane.attach(daemon.socket_path, lane=number) for number in (0, 1, 2)]
     listeners = [tls_listen(certificate="localhost", lane=lane).wait(DEADLINE_S) for lane in lanes[:2]]
     clients = status(daemon)["clients"]
     assert isinstance(clients, list)
@@ -153,7 +149,7 @@ def test_full_ring(daemon: Daemon, lane: Lane, connection: Connection) -> None:
     assert failure.value.errno == errno.EAGAIN
     assert isinstance(failure.value, BlockingIOError)
     connection.lane.ring.spin_ns = 0
-    other = Lane.attach(path_of(daemon))
+    other = Lane.attach(daemon.socket_path)
     other.run(abi.NOP)
     other.close()
     lane.close()
@@ -183,7 +179,7 @@ def test_operation_on_a_closed_connection(lane: Lane, connection: Connection) ->
 
 def test_operation_on_a_foreign_connection(daemon: Daemon, connection: Connection) -> None:
     """Another program's handle names nothing here, and the connection it names there is not touched."""
-    stranger = Lane.attach(path_of(daemon), lane=0)
+    stranger = Lane.attach(daemon.socket_path, lane=0)
     stolen = Connection(stranger, connection.handle)
     for use in (stolen.read, lambda: stolen.write(b"x"), stolen.info, stolen.close):
         with pytest.raises(errors.ConnectionClosed):
@@ -319,7 +315,7 @@ def test_host_that_never_speaks_and_no_deadline(issued: Issued, tmp_path: Path) 
     configuration.write_text("[deadlines]\nhandshake_ms = 300\n")
     kept: list[socket.socket] = []
     with serve(tmp_path, "--config", str(configuration), issued=issued, ends_by_itself=True) as daemon:
-        lane = Lane.attach(path_of(daemon))
+        lane = Lane.attach(daemon.socket_path)
         with listening(kept.append) as port, pytest.raises(errors.TlsError):
             tls_open("127.0.0.1", port, lane=lane).wait(DEADLINE_S)
         lane.close()
@@ -349,8 +345,8 @@ def test_host_that_does_not_speak_tls(lane: Lane) -> None:
 def test_ten_thousand_connections_of_one_client(daemon: Daemon) -> None:
     """As many as the limit allows come to be; the others are refused, nobody else notices, all are given back."""
     kept: list[socket.socket] = []
-    lane = Lane.attach(path_of(daemon), lane=0, operations=1024)
-    beside = Lane.attach(path_of(daemon), lane=0)
+    lane = Lane.attach(daemon.socket_path, lane=0, operations=1024)
+    beside = Lane.attach(daemon.socket_path, lane=0)
     made, refused_ = 0, 0
     with listening(kept.append) as port:
         waiting = []
@@ -387,7 +383,7 @@ def count(waiting: list[object], made: int, refused_: int) -> tuple[int, int]:
 
 def test_a_client_that_never_reads_its_completions(daemon: Daemon, lane: Lane) -> None:
     """It gets no more than its ring holds, although it goes on posting and ringing; others go on."""
-    greedy = Lane.attach(path_of(daemon), lane=0, operations=16, arena_size=4096)
+    greedy = Lane.attach(daemon.socket_path, lane=0, operations=16, arena_size=4096)
     for _ in range(16):
         greedy.ring.post(abi.NOP)
 
@@ -406,7 +402,7 @@ def test_a_client_that_never_reads_its_completions(daemon: Daemon, lane: Lane) -
 
 def test_a_client_that_never_empties_its_doorbell(daemon: Daemon, lane: Lane) -> None:
     """The daemon's rings fill the socket, which the client has made blocking: that concerns nobody else."""
-    deaf = Lane.attach(path_of(daemon), lane=0)
+    deaf = Lane.attach(daemon.socket_path, lane=0)
     deaf.ring.spin_ns = 0
     os.set_blocking(deaf.ring.fileno(), True)
     for _ in range(2000):
@@ -434,7 +430,7 @@ def test_one_stopped_in_a_debugger(daemon: Daemon, lane: Lane) -> None:
     child = os.fork()
     if child == 0:
         with contextlib.suppress(BaseException):
-            own = Lane.attach(path_of(daemon), lane=0)
+            own = Lane.attach(daemon.socket_path, lane=0)
             listener = tls_listen(certificate="localhost", lane=own).wait(DEADLINE_S)
             for _ in range(10):
                 listener.accept_operation()

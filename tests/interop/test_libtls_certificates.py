@@ -46,7 +46,7 @@ def daemon(
 
 @pytest.fixture
 def lane(daemon: Daemon) -> Iterator[Lane]:
-    lane = Lane.attach(str(daemon.stderr_path.parent / "kdaemon.sock"))
+    lane = Lane.attach(daemon.socket_path)
     yield lane
     lane.close()
 

@@ -54,7 +54,7 @@ def run(daemon: Daemon, peers: int, messages: int) -> tuple[int, int]:
     """How many waits were held, and the turns in all."""
 
     async def main() -> tuple[int, int]:
-        lane = Lane.attach(str(daemon.stderr_path.parent / "kdaemon.sock"))
+        lane = Lane.attach(daemon.socket_path)
         try:
             server = await aio.create_server(Echo, "127.0.0.1", lane=lane)
             before = engine(daemon)

@@ -32,7 +32,7 @@ def daemon(issued: Issued, tmp_path: Path) -> Iterator[Daemon]:
     with serve(tmp_path, "--workers", "1", issued=issued, ends_by_itself=True) as daemon:
         yield daemon
         if daemon.process.poll() is None:
-            attach_again(path_of(daemon)).close()  # the new worker has started
+            attach_again(daemon.socket_path).close()  # the new worker has started
             daemon.stop()
 
 
@@ -41,10 +41,6 @@ def silent() -> Iterator[int]:
     """A port where connections are taken and nobody speaks."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         yield listener.getsockname()[1]
-
-
-def path_of(daemon: Daemon) -> str:
-    return str(daemon.stderr_path.parent / "kdaemon.sock")
 
 
 def kill_worker(daemon: Daemon) -> None:
@@ -97,7 +93,7 @@ def everything(daemon: Daemon, lane: Lane, silent: int) -> dict[str, Operation[o
 @pytest.mark.parametrize("kill", [kill_worker, kill_supervisor])
 def test_every_operation_of_every_client_ends(daemon: Daemon, silent: int, kill: Callable[[Daemon], None]) -> None:
     """One thread blocked in each; in this process, and in another one."""
-    lanes = [Lane.attach(path_of(daemon), arena_size=16 << 20) for _ in range(2)]
+    lanes = [Lane.attach(daemon.socket_path, arena_size=16 << 20) for _ in range(2)]
     results: dict[str, object] = {}
     threads = []
 
@@ -146,7 +142,7 @@ sys.exit(3)
 @contextlib.contextmanager
 def other_program(daemon: Daemon) -> Iterator[subprocess.Popen[bytes]]:
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    command = [sys.executable, "-c", OTHER, path_of(daemon)]
+    command = [sys.executable, "-c", OTHER, daemon.socket_path]
     with subprocess.Popen(command, stdout=subprocess.PIPE, bufsize=0, env=environment) as process:
         try:
             assert process.stdout is not None
@@ -167,7 +163,7 @@ def test_asyncio(daemon: Daemon) -> None:
             self.lost.set_result(exc)
 
     async def main() -> None:
-        lane = Lane.attach(path_of(daemon))
+        lane = Lane.attach(daemon.socket_path)
         async with asyncio.timeout(DEADLINE_S):
             server = await aio.start_server(lambda reader, writer: None, certificate="localhost", lane=lane)
             reader, _writer = await aio.open_connection("localhost", server.port, cafile=daemon.ca, lane=lane)
@@ -188,8 +184,8 @@ def test_asyncio(daemon: Daemon) -> None:
             assert isinstance(results[2], errors.ConnectionReset)
             assert results[3] is None
             # The same loop goes on with the worker's successor.
-            (await asyncio.to_thread(attach_again, path_of(daemon))).close()
-            libtls.tls_init(path_of(daemon))
+            (await asyncio.to_thread(attach_again, daemon.socket_path)).close()
+            libtls.tls_init(daemon.socket_path)
             try:
                 listener = await aio.wait(libtls.tls_listen(certificate="localhost"))
                 accept = listener.accept_operation()
@@ -205,7 +201,7 @@ def test_asyncio(daemon: Daemon) -> None:
 
 
 def test_a_blocked_socket(daemon: Daemon) -> None:
-    lane = Lane.attach(path_of(daemon))
+    lane = Lane.attach(daemon.socket_path)
     sock = TlsSocket.open("localhost", daemon.port, cafile=daemon.ca, lane=lane)
     failed: list[BaseException] = []
 
@@ -226,7 +222,7 @@ def test_a_blocked_socket(daemon: Daemon) -> None:
 
 def test_tls_init_works_again(daemon: Daemon, issued: Issued, tmp_path: Path) -> None:
     """After the death of a worker, and after a new daemon has taken the dead one's place."""
-    path = path_of(daemon)
+    path = daemon.socket_path
     libtls.tls_init(path)
     try:
         accept = libtls.tls_wait(libtls.tls_listen(certificate="localhost")).accept_operation()

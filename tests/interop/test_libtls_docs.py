@@ -16,22 +16,10 @@ from pathlib import Path
 
 import pytest
 from support.certificates import Issued
-from support.daemon import Daemon, serve
+from support.daemon import Daemon
 from support.waiting import DEADLINE_S, eventually
 
 DOCUMENT = Path(__file__).resolve().parent.parent.parent / "docs" / "libtls.md"
-
-
-@pytest.fixture(scope="module", params=["off", pytest.param("require", marks=pytest.mark.guest)])
-def daemon(
-    request: pytest.FixtureRequest, issued: Issued, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Daemon]:
-    directory: Path = tmp_path_factory.mktemp("site")
-    (directory / "index.html").write_bytes(b"<!doctype html><title>kdaemon</title>\n")
-    arguments = ("--workers", "1", "--ktls", request.param)
-    with serve(directory, *arguments, issued=issued, ends_by_itself=True) as daemon:
-        yield daemon
-        daemon.stop()
 
 
 def example(containing: str, **replaced: str) -> str:
@@ -48,7 +36,7 @@ def example(containing: str, **replaced: str) -> str:
 def program(daemon: Daemon, source: str) -> Iterator[subprocess.Popen[bytes]]:
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
-        "KDAEMON_SOCKET": str(daemon.stderr_path.parent / "kdaemon.sock"),
+        "KDAEMON_SOCKET": daemon.socket_path,
         "SSL_CERT_FILE": str(daemon.ca),
     }
     command = [sys.executable, "-u", "-c", source]

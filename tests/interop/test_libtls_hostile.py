@@ -31,10 +31,6 @@ from libtls.functions import tls_connect, tls_listen, tls_open
 NOBODY = 65534
 
 
-def socket_of(daemon: Daemon) -> str:
-    return str(daemon.stderr_path.parent / "kdaemon.sock")
-
-
 @pytest.fixture(scope="module")
 def daemon(issued: Issued, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     directory: Path = tmp_path_factory.mktemp("site")
@@ -73,7 +69,7 @@ while True:  # killed at any point
 @contextlib.contextmanager
 def victim(daemon: Daemon) -> Iterator[subprocess.Popen[bytes]]:
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    command = [sys.executable, "-c", VICTIM, socket_of(daemon), str(daemon.ca)]
+    command = [sys.executable, "-c", VICTIM, daemon.socket_path, str(daemon.ca)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, bufsize=0, env=environment) as process:
         try:
             yield process
@@ -87,7 +83,7 @@ def test_a_forked_child_does_not_keep_its_dead_parent_attached(daemon: Daemon) -
     parent = os.fork()
     if parent == 0:
         connection = socket.socket(socket.AF_UNIX)
-        connection.connect(socket_of(daemon))
+        connection.connect(daemon.socket_path)
         connection.sendall(abi.pack_hello())
         socket.recv_fds(connection, abi.HELLO_REPLY_SIZE, 2)
         if os.fork() == 0:
@@ -109,7 +105,7 @@ def test_a_stopped_client_does_not_hold_up_others(daemon: Daemon) -> None:
         assert process.stdout is not None
         assert read_line(process.stdout, "the victim is ready") == b"ready\n"
         process.send_signal(signal.SIGSTOP)
-        lane = Lane.attach(socket_of(daemon))
+        lane = Lane.attach(daemon.socket_path)
         for _ in range(1000):
             lane.run(abi.NOP)
         with tls_open("localhost", daemon.port, cafile=daemon.ca, lane=lane).wait(DEADLINE_S) as connection:
@@ -141,7 +137,7 @@ def limited(stingy: Daemon) -> Iterator[Daemon]:
 
 def test_limits_of_operations_and_arena(limited: Daemon) -> None:
     """What is asked for is cut to them."""
-    with contextlib.closing(Lane.attach(socket_of(limited), operations=100_000, arena_size=1 << 40)) as lane:
+    with contextlib.closing(Lane.attach(limited.socket_path, operations=100_000, arena_size=1 << 40)) as lane:
         assert (lane.ring.slot_count, lane.ring.arena_size) == (16, 1 << 20)
         connection = tls_open("localhost", limited.port, cafile=limited.ca, lane=lane).wait(DEADLINE_S)
         held = [connection.read_operation(65536) for _ in range(15)]
@@ -154,17 +150,17 @@ def test_limits_of_operations_and_arena(limited: Daemon) -> None:
 
 
 def test_limit_of_clients(limited: Daemon) -> None:
-    with contextlib.closing(Lane.attach(socket_of(limited))), contextlib.closing(Lane.attach(socket_of(limited))):
+    with contextlib.closing(Lane.attach(limited.socket_path)), contextlib.closing(Lane.attach(limited.socket_path)):
         with pytest.raises(errors.DaemonError, match="refused") as failure:
-            Lane.attach(socket_of(limited))
+            Lane.attach(limited.socket_path)
         assert failure.value.errno == errno.EUSERS
     eventually(lambda: not status(limited)["clients"], "both are gone")
-    Lane.attach(socket_of(limited)).close()
+    Lane.attach(limited.socket_path).close()
 
 
 def test_limit_of_connections(limited: Daemon) -> None:
     """More than it may have: an error of its own; the daemon serves on, and a place that is given back can be had."""
-    with contextlib.closing(Lane.attach(socket_of(limited))) as lane:
+    with contextlib.closing(Lane.attach(limited.socket_path)) as lane:
         connections = [
             tls_open("localhost", limited.port, cafile=limited.ca, lane=lane).wait(DEADLINE_S) for _ in range(5)
         ]
@@ -184,7 +180,7 @@ def test_limit_of_accepted_connections(limited: Daemon) -> None:
     """Whom there is no place for is turned away; who comes when there is one again is taken."""
     context = ssl.create_default_context(cafile=str(limited.ca))
     with contextlib.ExitStack() as stack:
-        lane = stack.enter_context(contextlib.closing(Lane.attach(socket_of(limited))))
+        lane = stack.enter_context(contextlib.closing(Lane.attach(limited.socket_path)))
         listener = tls_listen(certificate="localhost", lane=lane).wait(DEADLINE_S)
 
         def come() -> ssl.SSLSocket:
@@ -215,7 +211,7 @@ def test_roles(issued: Issued, tmp_path: Path, roles: str, open_works: bool, lis
     with serve(
         tmp_path, "--workers", "1", "--config", str(configuration), issued=issued, ends_by_itself=True
     ) as daemon:
-        lane = Lane.attach(socket_of(daemon))
+        lane = Lane.attach(daemon.socket_path)
         for operation, works in (
             (tls_open("localhost", daemon.port, cafile=daemon.ca, lane=lane), open_works),
             (tls_listen(lane=lane), listen_works),
@@ -246,7 +242,7 @@ def test_users_and_groups(issued: Issued, tmp_path: Path, who: str, allowed: boo
     with serve(
         tmp_path, "--workers", "1", "--config", str(configuration), issued=issued, ends_by_itself=True
     ) as daemon:
-        Path(socket_of(daemon)).parent.chmod(0o755)
+        Path(daemon.socket_path).parent.chmod(0o755)
         child = os.fork()
         if child == 0:
             code = 3
@@ -254,7 +250,7 @@ def test_users_and_groups(issued: Issued, tmp_path: Path, who: str, allowed: boo
                 os.setgroups([])
                 os.setresgid(NOBODY, NOBODY, NOBODY)
                 os.setresuid(NOBODY, NOBODY, NOBODY)
-                attach(socket_of(daemon))
+                attach(daemon.socket_path)
                 code = 1
             except errors.NotAllowed:
                 code = 2
@@ -279,7 +275,7 @@ def test_two_daemons_of_different_users(issued: Issued) -> None:
             arguments = ("--workers", "1", "--config", str(configuration))
             daemons.append(stack.enter_context(serve(directory, *arguments, issued=issued, ends_by_itself=True)))
             workers.append(status(daemons[-1])["workers"][0]["pid"])
-        server, client = (stack.enter_context(contextlib.closing(Lane.attach(socket_of(one)))) for one in daemons)
+        server, client = (stack.enter_context(contextlib.closing(Lane.attach(one.socket_path))) for one in daemons)
         assert [Path(f"/proc/{pid}").stat().st_uid for pid in workers] == [pwd.getpwnam("daemon").pw_uid, NOBODY]
         listener = tls_listen(lane=server).wait(DEADLINE_S)
         accept = listener.accept_operation()
@@ -308,16 +304,16 @@ def test_no_daemon(tmp_path: Path) -> None:
 def test_garbage_for_a_hello(daemon: Daemon, garbage: bytes) -> None:
     with socket.socket(socket.AF_UNIX) as connection:
         connection.settimeout(DEADLINE_S)
-        connection.connect(socket_of(daemon))
+        connection.connect(daemon.socket_path)
         connection.sendall(garbage)
         with contextlib.suppress(ConnectionResetError):
             assert connection.recv(100) == b""
-    Lane.attach(socket_of(daemon)).close()
+    Lane.attach(daemon.socket_path).close()
 
 
 def test_a_client_that_floods_its_doorbell(daemon: Daemon) -> None:
     with socket.socket(socket.AF_UNIX) as connection:
-        connection.connect(socket_of(daemon))
+        connection.connect(daemon.socket_path)
         connection.sendall(abi.pack_hello())
         _, fds, _, _ = socket.recv_fds(connection, abi.HELLO_REPLY_SIZE, 2)
         doorbell = socket.socket(fileno=fds[1])
@@ -326,7 +322,7 @@ def test_a_client_that_floods_its_doorbell(daemon: Daemon) -> None:
         while time.monotonic() < end:
             with contextlib.suppress(BlockingIOError):
                 doorbell.send(b"x" * 65536)
-        lane = Lane.attach(socket_of(daemon))
+        lane = Lane.attach(daemon.socket_path)
         lane.run(abi.NOP)
         lane.close()
         doorbell.close()
@@ -336,7 +332,7 @@ def test_a_client_that_floods_its_doorbell(daemon: Daemon) -> None:
 
 def test_death_of_the_daemon_and_its_return(issued: Issued, tmp_path: Path) -> None:
     with serve(tmp_path, "--workers", "1", issued=issued, ends_by_itself=True) as daemon:
-        lane = Lane.attach(socket_of(daemon))
+        lane = Lane.attach(daemon.socket_path)
         listener = tls_listen(certificate="localhost", lane=lane).wait(DEADLINE_S)
         accepts = [listener.accept_operation() for _ in range(10)]
         worker = workers(daemon)[0]["pid"]
@@ -350,7 +346,7 @@ def test_death_of_the_daemon_and_its_return(issued: Issued, tmp_path: Path) -> N
 
         def again() -> Lane | None:
             try:
-                return Lane.attach(socket_of(daemon))
+                return Lane.attach(daemon.socket_path)
             except errors.DaemonError:
                 return None
 
@@ -372,11 +368,11 @@ def post_nops(memory: mmap.mmap, count: int) -> None:
 def test_the_daemon_sleeps_where_it_can_do_nothing(daemon: Daemon) -> None:
     """Beside a program that waits, with a deadline far away, and one that posts but reads no completions."""
     engine = Path(f"/proc/{workers(daemon)[0]['pid']}/task")
-    lane = Lane.attach(socket_of(daemon))
+    lane = Lane.attach(daemon.socket_path)
     connection = tls_open("localhost", daemon.port, cafile=daemon.ca, lane=lane).wait(DEADLINE_S)
     connection.read_operation(timeout=3600)
     with socket.socket(socket.AF_UNIX) as deaf:
-        deaf.connect(socket_of(daemon))
+        deaf.connect(daemon.socket_path)
         deaf.sendall(abi.pack_hello(submission_entries=16, completion_entries=16, slot_count=16, arena_size=4096))
         _, (descriptor, doorbell), _, _ = socket.recv_fds(deaf, abi.HELLO_REPLY_SIZE, 2)
         with mmap.mmap(descriptor, os.fstat(descriptor).st_size) as memory, socket.socket(fileno=doorbell) as bell:
@@ -408,7 +404,7 @@ def test_the_daemon_sleeps_where_it_can_do_nothing(daemon: Daemon) -> None:
 
 def test_many_clients(daemon: Daemon) -> None:
     before = descriptor_count(daemon.pids)
-    lanes = [Lane.attach(socket_of(daemon), operations=16, arena_size=65536) for _ in range(40)]
+    lanes = [Lane.attach(daemon.socket_path, operations=16, arena_size=65536) for _ in range(40)]
     for lane in lanes:
         lane.run(abi.NOP)
     for lane in lanes:

@@ -191,7 +191,7 @@ class Watched:
     """The resources of worker and supervisor, where clients knock; and how long these and the test waited for a CPU."""
 
     def __init__(self, daemon: Daemon) -> None:
-        self.path = str(daemon.stderr_path.parent / "kdaemon.sock")
+        self.path = daemon.socket_path
         (worker,) = control.request("status", self.path)["workers"]
         self.proc = Path(f"/proc/{worker['pid']}")
         self.processes = (self.proc, Path(f"/proc/{daemon.process.pid}"))
@@ -242,7 +242,7 @@ def place_of(daemon: Daemon) -> Iterator[tuple[Place, int]]:
             waiting.setblocking(False)
             waiting.connect_ex(full.getsockname())
         ports = silent.getsockname()[1], full.getsockname()[1]
-        path = str(daemon.stderr_path.parent / "kdaemon.sock")
+        path = daemon.socket_path
         try:
             yield Place(path, daemon.ca, daemon.port, *ports, hold), release
         finally:

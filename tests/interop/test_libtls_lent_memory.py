@@ -20,8 +20,7 @@ from pathlib import Path
 
 import pytest
 from kdaemon_pyx import client_abi as abi
-from support.certificates import Issued
-from support.daemon import Daemon, serve, status
+from support.daemon import Daemon, status
 from support.waiting import DEADLINE_S, eventually, read_line
 
 from libtls import Lane, errors
@@ -32,24 +31,9 @@ DEATHS = 8
 LARGE = 4 << 20
 
 
-def socket_of(daemon: Daemon) -> str:
-    return str(daemon.stderr_path.parent / "kdaemon.sock")
-
-
-@pytest.fixture(scope="module", params=["off", pytest.param("require", marks=pytest.mark.guest)])
-def daemon(
-    request: pytest.FixtureRequest, issued: Issued, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Daemon]:
-    directory = tmp_path_factory.mktemp("site")
-    (directory / "index.html").write_bytes(b"<!doctype html><title>kdaemon</title>\n")
-    with serve(directory, "--workers", "1", "--ktls", request.param, issued=issued, ends_by_itself=True) as daemon:
-        yield daemon
-        daemon.stop()
-
-
 @pytest.fixture
 def lane(daemon: Daemon) -> Iterator[Lane]:
-    lane = Lane.attach(socket_of(daemon), arena_size=48 << 20)
+    lane = Lane.attach(daemon.socket_path, arena_size=48 << 20)
     yield lane
     lane.close()
     eventually(lambda: not status(daemon)["clients"], "the client is detached")
@@ -257,7 +241,7 @@ threading.Event().wait()
 def test_the_owner_dies_while_its_memory_is_lent(daemon: Daemon, how: str) -> None:
     """Nothing is left: no client, no connection, no page of its memory."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    command = [sys.executable, "-c", VICTIM, socket_of(daemon), str(daemon.ca), how]
+    command = [sys.executable, "-c", VICTIM, daemon.socket_path, str(daemon.ca), how]
 
     def left() -> tuple[object, int]:
         report = status(daemon)

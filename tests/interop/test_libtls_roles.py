@@ -24,10 +24,6 @@ from libtls.connection import Connection, Listener
 from libtls.functions import tls_connect, tls_listen, tls_open, tls_start
 
 
-def socket_of(daemon: Daemon) -> str:
-    return str(daemon.stderr_path.parent / "kdaemon.sock")
-
-
 @pytest.fixture(scope="module", params=["off", pytest.param("require", marks=pytest.mark.guest)])
 def daemon(
     request: pytest.FixtureRequest, issued: Issued, tmp_path_factory: pytest.TempPathFactory
@@ -38,7 +34,7 @@ def daemon(
     (directory / "large.bin").write_bytes(pattern(8 << 20))
     with serve(directory, "--workers", "1", "--ktls", request.param, issued=issued) as daemon:
         # The first connection starts the thread that resolves and connects, which keeps two sockets of its own.
-        lane = Lane.attach(socket_of(daemon))
+        lane = Lane.attach(daemon.socket_path)
         tls_open("localhost", daemon.port, cafile=daemon.ca, lane=lane).wait(DEADLINE_S).close()
         lane.close()
         eventually(lambda: is_idle(daemon), "the first client is gone")
@@ -55,7 +51,7 @@ def is_idle(daemon: Daemon) -> bool:
 
 @pytest.fixture
 def lane(daemon: Daemon) -> Iterator[Lane]:
-    lane = Lane.attach(socket_of(daemon))
+    lane = Lane.attach(daemon.socket_path)
     yield lane
     lane.close()
     eventually(lambda: not status(daemon)["clients"], "the client is detached")

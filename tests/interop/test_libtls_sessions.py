@@ -45,7 +45,7 @@ def daemon(
 @pytest.fixture(scope="module")
 def lane(daemon: Daemon) -> Iterator[Lane]:
     """One for all tests, which have a server each: nothing that is remembered of one holds for another."""
-    lane = Lane.attach(str(daemon.stderr_path.parent / "kdaemon.sock"))
+    lane = Lane.attach(daemon.socket_path)
     yield lane
     lane.close()
 

@@ -39,7 +39,7 @@ def daemon(
 
 @contextlib.contextmanager
 def lane_of(daemon: Daemon) -> Iterator[Lane]:
-    lane = Lane.attach(str(daemon.stderr_path.parent / "kdaemon.sock"))
+    lane = Lane.attach(daemon.socket_path)
     try:
         yield lane
     finally:

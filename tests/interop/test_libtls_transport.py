@@ -27,7 +27,7 @@ Meet = Callable[[Main], list[dict[str, Any]]]
 @pytest.fixture(scope="module")
 def lane(daemon: Daemon) -> Iterator[Lane]:
     """One for all: to ask the daemon after each what it left behind would take longer than the tests."""
-    lane = Lane.attach(str(daemon.stderr_path.parent / "kdaemon.sock"))
+    lane = Lane.attach(daemon.socket_path)
     yield lane
     lane.close()
     eventually(lambda: worker(daemon)["connections"] == 0, "its connections are closed")
@@ -395,7 +395,7 @@ def test_a_cancelled_open_ends(daemon: Daemon, lane: Lane, peer: Peer) -> None:
 
 
 def test_detaching_behind_the_loop(daemon: Daemon, peer: Peer) -> None:
-    lane = Lane.attach(str(daemon.stderr_path.parent / "kdaemon.sock"))
+    lane = Lane.attach(daemon.socket_path)
 
     async def main() -> None:
         await aio.create_server(Recorder, certificate="localhost", lane=lane)

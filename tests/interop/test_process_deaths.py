@@ -150,7 +150,7 @@ def test_a_killed_supervisor_takes_all_with_it_and_frees_the_port(site: Path, is
         with serve(site, issued=issued, listeners=(address,), extra_environment=environment) as again:  # type: ignore[arg-type]
             with Connection(again) as connection:
                 assert connection.works()
-            assert (daemon.stderr_path.parent / "kdaemon.sock").is_socket()
+            assert Path(daemon.socket_path).is_socket()
             assert b"another daemon" not in again.stderr
 
 

@@ -160,7 +160,7 @@ def test_status_has_what_the_contract_says(daemon: Daemon) -> None:
 
 
 def test_status_names_each_attached_program(daemon: Daemon) -> None:
-    with closing(Lane.attach(str(daemon.stderr_path.parent / "kdaemon.sock"))):
+    with closing(Lane.attach(daemon.socket_path)):
         (client,) = facts(daemon)["clients"]
     assert {"pid", "uid", "operations", "connections"} <= set(client)
     assert (client["pid"], client["uid"], client["connections"]) == (os.getpid(), os.getuid(), 0)

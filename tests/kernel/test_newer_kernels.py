@@ -129,7 +129,7 @@ def test_a_write_that_is_cut_short_keeps_nothing_back(daemon: Daemon, issued: Is
     config = ClientConfig(verify=trust.verify_server, record_size_limit=LIMIT)
     handshake = ClientHandshake(config, "localhost", random=os.urandom, now_s=time.time())
     with (
-        contextlib.closing(Lane.attach(str(daemon.stderr_path.parent / "kdaemon.sock"))) as lane,
+        contextlib.closing(Lane.attach(daemon.socket_path)) as lane,
         socket.socket() as sock,
     ):
         listener = tls_listen(certificate="localhost", lane=lane).wait(DEADLINE_S)

@@ -107,6 +107,11 @@ class Daemon:
     descriptors_at_start: int = 0
 
     @property
+    def socket_path(self) -> str:
+        """Where programs attach and `kdaemon ctl` asks."""
+        return str(self.stderr_path.parent / "kdaemon.sock")
+
+    @property
     def url(self) -> str:
         """`https://127.0.0.1:PORT/`, or what the first listener is."""
         return self.ready[0].url
