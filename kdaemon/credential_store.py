@@ -14,13 +14,13 @@ class _Candidate(NamedTuple):
     credential: Credential
     signed_with: list[list[int]]  # tls.certificates.schemes_in_chain
 
-    def fits(self, schemes: PeerSchemes) -> bool:
-        """Whether its key can make a signature that the client verifies."""
-        return any(scheme in schemes.handshake for scheme in self.credential.schemes)
+    def fits(self, schemes: Sequence[int]) -> bool:
+        """Whether its key can make a signature that a peer with these schemes verifies."""
+        return any(scheme in schemes for scheme in self.credential.schemes)
 
-    def chain_fits(self, schemes: PeerSchemes) -> bool:
-        """Whether the client says that it verifies every signature in the chain."""
-        return all(any(scheme in schemes.certificates for scheme in each) for each in self.signed_with)
+    def chain_fits(self, schemes: Sequence[int]) -> bool:
+        """Whether a peer with these schemes says that it verifies every signature in the chain."""
+        return all(any(scheme in schemes for scheme in each) for each in self.signed_with)
 
 
 class CredentialStore:
@@ -47,10 +47,10 @@ class CredentialStore:
 
     def for_client(self, name: str) -> Callable[[CredentialRequest], Credential | None] | None:
         """For ClientConfig: of those with exactly this name the first that the server can verify. None: no name."""
-        named = [candidate.credential for candidate in self._by_name.get(name.lower(), ())]
+        named = self._by_name.get(name.lower(), ())
 
         def choose(asked: CredentialRequest) -> Credential | None:
-            return next((each for each in named if set(each.schemes) & set(asked.signature_algorithms)), None)
+            return next((each.credential for each in named if each.fits(asked.signature_algorithms)), None)
 
         return choose if name else None
 
@@ -72,8 +72,8 @@ class CredentialStore:
         for candidates in (self._by_name.get(name, ()), self._by_name.get(wildcard, ()), self._all):
             usable: Credential | None = None
             for candidate in candidates:
-                if candidate.fits(schemes):
-                    if candidate.chain_fits(schemes):
+                if candidate.fits(schemes.handshake):
+                    if candidate.chain_fits(schemes.certificates):
                         return candidate.credential
                     usable = usable or candidate.credential
             if usable is not None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-import itertools
 import os
 import socket
 import sys
@@ -62,12 +61,14 @@ def pytest_runtestloop(session: pytest.Session) -> bool | None:
     directory = os.environ.get("KDAEMON_SHARE")
     if directory is None or session.testsfailed or session.config.option.collectonly:
         return None
-    for path, group in itertools.groupby(session.items, lambda item: item.path):
+    files: dict[Path, list[pytest.Item]] = {}
+    for item in session.items:
+        files.setdefault(item.path, []).append(item)
+    for path, items in files.items():
         try:
             Path(directory, "-".join(path.relative_to(ROOT).parts)).mkdir()
         except FileExistsError:
             continue
-        items = list(group)
         for item, following in zip(items, [*items[1:], None], strict=True):
             item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
             if session.shouldfail:

@@ -10,7 +10,6 @@ import errno
 import os
 import socket
 import ssl
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from support.content import pattern
 from support.daemon import Daemon
 from support.layers import record_layer
 from support.rings import Peer, in_thread, layer, read_exactly, worker
-from support.waiting import DEADLINE_S, read_line, say_until
+from support.waiting import DEADLINE_S, say_until
 
 from libtls import Lane, TlsError
 from libtls.connection import Connection, Listener
@@ -217,32 +216,20 @@ def test_an_exported_client_ends_at_a_key_update(daemon: Daemon, lane: Lane, iss
     """It is a clear error, whatever the kernel could do; this side says goodbye, and what it still reads fails."""
     if layer(daemon) != "kernel":
         pytest.skip("only kernel TLS can be exported")
-    command = [
-        peers.program("openssl"), "s_server", "-accept", "127.0.0.1:0", "-cert", str(issued.certificate), "-key",
-        str(issued.key), "-tls1_3", "-naccept", "1",
-    ]  # fmt: skip
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, bufsize=0
-    ) as server:
-        assert server.stdin is not None and server.stdout is not None
-        line = b""
-        while not line.startswith(b"ACCEPT "):
-            line = read_line(server.stdout, "the server's port")
-        port = int(line.rpartition(b":")[2])
+    with peers.interactive_server(issued) as (typed, shown, port):
         connection = tls_open("127.0.0.1", port, server_name="localhost", cafile=issued.ca, lane=lane).wait(DEADLINE_S)
         sock = tls_export(connection).wait(DEADLINE_S)
         sock.settimeout(DEADLINE_S)
         sock.sendall(b"before\n")
-        say_until(server.stdin, b"", server.stdout, b"before")
-        server.stdin.write(b"k\n")
+        say_until(typed, b"", shown, b"before")
+        typed.write(b"k\n")
         with pytest.raises(TlsError, match="cannot follow") as failure:
             sock.receive()
         assert failure.value.errno == errno.EKEYEXPIRED
         sock.sendall(b"under the old key\n")  # the other direction's is as it was
-        say_until(server.stdin, b"", server.stdout, b"under the old key")
+        say_until(typed, b"", shown, b"under the old key")
         sock.send_close_notify()
-        say_until(server.stdin, b"", server.stdout, b"CONNECTION CLOSED")
+        say_until(typed, b"", shown, b"CONNECTION CLOSED")
         with pytest.raises(OSError, match=r"Bad message|Key has expired"):
             sock.receive()  # the server's close_notify, under its new key
         sock.close()
-        assert server.wait(DEADLINE_S) == 0

@@ -21,7 +21,7 @@ from support import peers
 from support.certificates import Issued
 from support.content import pattern
 from support.daemon import Daemon, serve
-from support.waiting import DEADLINE_S, eventually, read_line, say_until
+from support.waiting import DEADLINE_S, eventually, say_until
 
 from kdaemon import ktls
 from kdaemon.socket_records import UserRecords
@@ -92,32 +92,22 @@ def test_a_server_follows_its_client(daemon: Daemon) -> None:
 
 @takes_new_keys
 def test_a_client_follows_its_server(issued: Issued) -> None:
-    server = [
-        peers.program("openssl"), "s_server", "-accept", "127.0.0.1:0", "-cert", str(issued.certificate), "-key",
-        str(issued.key), "-tls1_3", "-naccept", "1",
-    ]  # fmt: skip
-    with subprocess.Popen(
-        server, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, bufsize=0
-    ) as peer:
-        assert peer.stdin is not None and peer.stdout is not None
-        line = b""
-        while not line.startswith(b"ACCEPT "):
-            line = read_line(peer.stdout, "the server's port")
+    with peers.interactive_server(issued) as (typed, shown, port):
         command = [
-            sys.executable, "-m", "kdaemon", "connect", line.split()[1].decode(), "--servername", "localhost",
+            sys.executable, "-m", "kdaemon", "connect", f"127.0.0.1:{port}", "--servername", "localhost",
             "--cafile", str(issued.ca), "--ktls", "require",
         ]  # fmt: skip
         with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0) as client:
             assert client.stdin is not None and client.stdout is not None
-            say_until(client.stdin, b"a first line\n", peer.stdout, b"a first line")
+            say_until(client.stdin, b"a first line\n", shown, b"a first line")
             with rekeyed(len(COMMANDS), COMMANDS.count(b"K")):  # not what `connect` tried at its start
                 before = ktls.tls_stat()["TlsRxRekeyOk"]
                 for count, letter in enumerate(COMMANDS, start=1):
-                    peer.stdin.write(bytes((letter,)) + b"\n")
+                    typed.write(bytes((letter,)) + b"\n")
                     # Not before the update: s_server takes what is typed behind the letter for another command.
                     eventually(lambda due=before + count: ktls.tls_stat()["TlsRxRekeyOk"] == due, "the new key")
-                    say_until(peer.stdin, b"down with it\n", client.stdout, b"down with it")
-                    say_until(client.stdin, b"up with it\n", peer.stdout, b"up with it")
+                    say_until(typed, b"down with it\n", client.stdout, b"down with it")
+                    say_until(client.stdin, b"up with it\n", shown, b"up with it")
             client.stdin.close()
             assert client.wait(DEADLINE_S) == 0
 

@@ -2,26 +2,28 @@
 
 Each fetches one path from a daemon and returns the body. A peer is asked for a suite and a list of groups by their IANA
 names; with more than one group its only key share is for the first, so that a first group which the server lacks asks
-for a HelloRetryRequest.
+for a HelloRetryRequest. `interactive_server` is a server, for tests that type at both ends.
 """
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shutil
 import ssl
 import subprocess
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
 import pytest
 
+from support.certificates import Issued
 from support.clients import parse_response
 from support.daemon import Daemon
 from support.peer_commands import GNUTLS_CIPHERS, GNUTLS_GROUPS, OPENSSL_GROUPS
-from support.waiting import DEADLINE_S
+from support.waiting import DEADLINE_S, read_line
 
 SUITES = ("TLS_AES_128_GCM_SHA256", "TLS_AES_256_GCM_SHA384", "TLS_CHACHA20_POLY1305_SHA256")
 
@@ -44,6 +46,28 @@ def run(
         f"{' '.join(command)}: status {completed.returncode}\n{completed.stderr.decode(errors='replace')}"
     )
     return completed
+
+
+@contextlib.contextmanager
+def interactive_server(issued: Issued) -> Iterator[tuple[IO[bytes], IO[bytes], int]]:
+    """`openssl s_server` for one connection: what to type into, what it shows, its port. Asserts its clean end."""
+    command = [
+        program("openssl"), "s_server", "-accept", "127.0.0.1:0", "-cert", str(issued.certificate), "-key",
+        str(issued.key), "-tls1_3", "-naccept", "1",
+    ]  # fmt: skip
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, bufsize=0
+    ) as server:
+        assert server.stdin is not None and server.stdout is not None
+        try:
+            line = b""
+            while not line.startswith(b"ACCEPT "):
+                line = read_line(server.stdout, "the server's port")
+                assert line, "s_server ended"
+            yield server.stdin, server.stdout, int(line.rpartition(b":")[2])
+            assert server.wait(DEADLINE_S) == 0
+        finally:
+            server.kill()
 
 
 def _request(path: str) -> bytes:
